@@ -1,0 +1,66 @@
+"""The command line: `python -m experiments --help`."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.console import Console
+
+from experiments.config import TrainConfig
+from experiments.demo import DemoConfig, run_demo
+from experiments.errors import ExperimentError
+from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.training.loop import train as train_network
+from experiments.training.summary import summary_table
+
+DEMO = DemoConfig()
+
+if TYPE_CHECKING:
+    Preset = TrainConfig
+else:
+    Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
+
+
+def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
+    """Train a small network plainly, with SEHT-D and with SEHT-H, and compare them."""
+    run_demo(config, Console())
+
+
+def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
+    """Train one network from a preset, any of whose settings may be changed.
+
+    The same command goes on with a run that was interrupted.
+    """
+    console = Console()
+    console.print(summary_table(train_network(preset, console)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: what was typed after the program's name; `None` is `sys.argv`'s.
+
+    Returns:
+        The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C.
+    """
+    console = Console(stderr=True)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"demo": demo, "train": train},
+            args=arguments,
+            prog="python -m experiments",
+            description="Experiments with Hessian-trace regularization.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+    except ExperimentError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped. The same command goes on from the last checkpoint.")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Typed configuration of a training run: everything that its result depends on, and where it goes.
+
+The command line is made from these classes; the docstrings of the fields are its help.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from experiments.regularizers import PLAIN, Regularizer, SehtD, describe_method, parse_method
+
+Method: TypeAlias = Annotated[
+    tuple[Regularizer, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="plain|NAME[:FIELD=VALUE,...]",
+        instance_from_str=parse_method,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=describe_method,
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images, and where they are."""
+
+    dataset: Literal["digits", "cifar10"] = "digits"
+    """Which data set."""
+    data_dir: Path | None = None
+    """TFDS's data directory, for data sets that do not come with a package; by default TFDS's
+    own, ~/tensorflow_datasets."""
+    validation_size: int = 1000
+    """Training images held out for validation (digits have a fixed split with 200)."""
+    augmentation: Literal["none", "crop-flip"] = "none"
+    """crop-flip: a random crop out of four pixels' padding and a random mirror image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    network: Literal["digits-resnet", "resnet18"] = "digits-resnet"
+    """digits-resnet is for 8x8 images, resnet18 is the CIFAR form."""
+    width: int = 8
+    """Channels of the first stage; 64 is the full ResNet-18."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Stochastic gradient descent with momentum and a cosine schedule to zero."""
+
+    learning_rate: float = 0.05
+    """Learning rate at the start."""
+    momentum: float = 0.9
+    """Momentum."""
+    weight_decay: float = 5e-4
+    """L2 decay, added to the gradient of every parameter."""
+    clip_norm: float = 1.0
+    """Bound on the global norm of the gradient, the penalty's part included; 0 is no bound."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    name: tyro.conf.Suppress[str] = "custom"
+    """Name of the preset."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    method: Method = (SehtD(),)
+    """How the run is regularized: plain, or one word per method such as
+    seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200."""
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images per step; the rest of an epoch that does not fill a batch is left out."""
+    seed: int = 0
+    """Seed of initial weights, order of images, augmentation and probes."""
+    trace_examples: int = 1000
+    """Training images on which tr(H) is measured at the end; 0 is not at all."""
+    trace_probes: int = 16
+    """Random directions for that measurement."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    checkpoint_every: int = 0
+    """Steps between two checkpoints; 0 is at the end of every epoch."""
+    run_dir: Path | None = None
+    """Where log, checkpoints and result go, and where an interrupted run is taken up again; by
+    default runs/PRESET/METHOD-seedSEED."""
+
+    @property
+    def resolved_run_dir(self) -> Path:
+        """The run directory, the default one filled in."""
+        if self.run_dir is not None:
+            return self.run_dir
+        method = "+".join(part.name for part in self.method) or PLAIN
+        return Path("runs") / self.name / f"{method}-seed{self.seed}"
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: if one is out of its range.
+        """
+        minima = {
+            "epochs": 1,
+            "batch_size": 1,
+            "trace_examples": 0,
+            "trace_probes": 2,
+            "log_every": 1,
+            "checkpoint_every": 0,
+        }
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Writes down all settings that a result depends on.
+
+    The places (``run_dir``, ``data_dir``) are left out: a run may be moved.
+
+    Args:
+        config: the configuration.
+
+    Returns:
+        A flat dictionary of JSON values, ``"optimizer.momentum": 0.9`` for one.
+    """
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "method":
+            flat[field.name] = describe_method(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            settings = dataclasses.asdict(value)
+            flat |= {f"{field.name}.{name}": setting for name, setting in settings.items()}
+        else:
+            flat[field.name] = value
+    del flat["run_dir"], flat["data.data_dir"]
+    return json.loads(json.dumps(flat))

@@ -1,0 +1,1 @@
+"""Data sets as arrays on the device, and augmentation there."""

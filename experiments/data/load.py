@@ -1,0 +1,23 @@
+"""From the name of a data set to the data set."""
+
+from experiments.config import DataConfig
+from experiments.data.cifar import load_cifar10
+from experiments.data.dataset import Dataset
+from experiments.data.digits import load_digits
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Loads the data set of a configuration.
+
+    Args:
+        config: which images, and where they are.
+
+    Returns:
+        The data set.
+
+    Raises:
+        MissingDataError: if the files are not there or cannot be read.
+    """
+    if config.dataset == "digits":
+        return load_digits()
+    return load_cifar10(config.data_dir, config.validation_size)

@@ -1,0 +1,30 @@
+"""From the name of a network to the network."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from experiments.config import ModelConfig
+from experiments.models.resnet import digits_resnet, resnet18
+from experiments.regularizers import Regularizer
+
+NETWORKS = {"digits-resnet": digits_resnet, "resnet18": resnet18}
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, method: Sequence[Regularizer] = ()
+) -> nn.Module:
+    """Builds the network of a configuration.
+
+    Args:
+        config: which network.
+        num_classes: number of outputs.
+        method: the regularizers, each of which may change the arguments of the constructor.
+
+    Returns:
+        The module.
+    """
+    arguments = {"num_classes": num_classes, "width": config.width}
+    for part in method:
+        arguments = part.model(**arguments)
+    return NETWORKS[config.network](**arguments)

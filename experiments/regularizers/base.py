@@ -1,0 +1,125 @@
+"""The one shape of every method: a frozen dataclass of hooks that default to doing nothing."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+
+class Batch(NamedTuple):
+    """What a loss is computed from.
+
+    Attributes:
+        images: normalised images ``(batch, height, width, channels)``.
+        labels: class probabilities ``(batch, classes)``, one-hot until a method mixes them.
+    """
+
+    images: Float[Array, "batch height width channels"]
+    labels: Float[Array, "batch classes"]
+
+
+class Outputs(NamedTuple):
+    """What a loss function returns beside the loss.
+
+    Attributes:
+        batch_stats: BatchNorm's running statistics after this batch.
+        metrics: scalars for the log, by name; every method may add its own.
+    """
+
+    batch_stats: PyTree
+    metrics: dict[str, Float[Array, ""]]
+
+    def with_metrics(self, **metrics: Float[Array, ""]) -> "Outputs":
+        """Returns a copy with more metrics.
+
+        Args:
+            **metrics: scalars by name.
+
+        Returns:
+            The copy.
+        """
+        return self._replace(metrics=self.metrics | metrics)
+
+
+LossFunction: TypeAlias = Callable[[PyTree], tuple[Float[Array, ""], Outputs]]
+"""From params to the loss and its outputs; batch and keys are already inside."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularizer:
+    """A regularization method that changes nothing; methods override the hooks that they need.
+
+    Methods combine as a tuple: each hook is applied in the tuple's order to what the one before
+    returned. The training step calls the hooks and knows no method by name.
+    """
+
+    name: ClassVar[str] = ""
+
+    def model(self, **arguments: Any) -> dict[str, Any]:
+        """Changes the arguments that the network is built with.
+
+        Args:
+            **arguments: keyword arguments of the model's constructor.
+
+        Returns:
+            The arguments to use.
+        """
+        return arguments
+
+    def augment(self, key: PRNGKeyArray, batch: Batch) -> Batch:
+        """Changes a training batch after the data set's own augmentation and normalisation.
+
+        Args:
+            key: PRNG key of this step and method.
+            batch: the batch.
+
+        Returns:
+            The batch to use.
+        """
+        return batch
+
+    def loss(
+        self, logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
+    ) -> Float[Array, ""]:
+        """Computes a term that is added to the mean cross-entropy of a training batch.
+
+        Args:
+            logits: the network's outputs.
+            labels: class probabilities.
+
+        Returns:
+            The term, a scalar.
+        """
+        return jnp.zeros((), logits.dtype)
+
+    def objective(
+        self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
+    ) -> LossFunction:
+        """Changes the function that is differentiated.
+
+        The wrapper may add metrics to the outputs (`Outputs.with_metrics`); they reach the log
+        under the names given there.
+
+        Args:
+            loss_fn: the loss, or what the methods before made of it.
+            key: PRNG key of this step and method.
+            step: number of steps taken so far.
+
+        Returns:
+            The function to differentiate in its place.
+        """
+        return loss_fn
+
+    def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Changes the optimizer.
+
+        Args:
+            tx: the optimizer, or what the methods before made of it.
+
+        Returns:
+            The optimizer to use.
+        """
+        return tx

@@ -1,0 +1,96 @@
+"""Methods as text, for the command line and the configuration file of a run.
+
+A method is a sequence of words, one for each regularizer: ``seht-d:lam=1e-4,p=0.05``. The word
+``plain`` stands for none.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from experiments.regularizers.base import Regularizer
+from experiments.regularizers.seht import SehtD, SehtH
+
+PLAIN = "plain"
+REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (SehtD, SehtH)}
+
+
+def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
+    """Reads a method from its words.
+
+    Args:
+        words: ``["plain"]``, or one word ``NAME`` or ``NAME:FIELD=VALUE,...`` per regularizer.
+
+    Returns:
+        The regularizers, in the order given.
+
+    Raises:
+        ValueError: if a name, a field or a value is not known.
+    """
+    if list(words) == [PLAIN]:
+        return ()
+    return tuple(_parse_word(word) for word in words)
+
+
+def describe_method(method: Sequence[Regularizer]) -> list[str]:
+    """Writes a method as the words that `parse_method` reads, every field included.
+
+    Args:
+        method: the regularizers.
+
+    Returns:
+        One word per regularizer, or ``["plain"]``.
+    """
+    return [_describe(regularizer) for regularizer in method] or [PLAIN]
+
+
+def _describe(regularizer: Regularizer) -> str:
+    fields = dataclasses.asdict(regularizer)
+    settings = ",".join(f"{name}={value!r}" for name, value in fields.items())
+    return f"{regularizer.name}:{settings}" if settings else regularizer.name
+
+
+def _parse_word(word: str) -> Regularizer:
+    """Reads one regularizer.
+
+    Raises:
+        ValueError: if a name, a field or a value is not known.
+    """
+    name, _, settings = word.partition(":")
+    if name not in REGULARIZERS:
+        known = ", ".join([PLAIN, *REGULARIZERS])
+        reason = f"{PLAIN} stands alone" if name == PLAIN else f"known are {known}"
+        raise ValueError(f"no regularizer {word!r}; {reason}")
+    cls = REGULARIZERS[name]
+    types = get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    values = {}
+    for setting in filter(None, settings.split(",")):
+        field, equals, text = setting.partition("=")
+        if not equals or field not in known:
+            raise ValueError(
+                f"cannot read {setting!r} in {word!r}; write FIELD=VALUE with one of the fields "
+                + ", ".join(known)
+            )
+        values[field] = _parse_value(word, field, text, types[field])
+    return cls(**values)
+
+
+def _parse_value(word: str, field: str, text: str, wanted: Any) -> Any:
+    """Reads the value of a field.
+
+    Raises:
+        ValueError: if it is not of the field's type.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    if isinstance(value, int) and not isinstance(value, bool) and wanted in {float, float | None}:
+        value = float(value)
+    # bool is a subclass of int, and `lam=True` is a mistake.
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        type_name = getattr(wanted, "__name__", str(wanted))
+        raise ValueError(f"{field}={text} in {word!r} is not of type {type_name}")
+    return value

@@ -1,0 +1,1 @@
+"""What is learnt: losses, evaluation and metrics."""

@@ -1,0 +1,176 @@
+"""Image classification: the loss of a batch, evaluation of a split, curvature on a split."""
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+import seht_jax as seht
+from experiments.data.augment import normalise
+from experiments.data.dataset import Dataset, Split
+from experiments.regularizers import Batch, LossFunction, Outputs, Regularizer
+
+EVALUATION_BATCH_SIZE = 256
+
+
+class Evaluation(NamedTuple):
+    """How a network does on a split, with BatchNorm's running statistics.
+
+    Attributes:
+        loss: mean cross-entropy in nats.
+        accuracy: share of the images that are classified rightly.
+    """
+
+    loss: float
+    accuracy: float
+
+
+def make_loss_fn(
+    model: nn.Module,
+    method: Sequence[Regularizer],
+    batch_stats: PyTree,
+    batch: Batch,
+    dropout_key: PRNGKeyArray,
+) -> LossFunction:
+    """Builds the training loss of one batch as a pure function of the params.
+
+    BatchNorm uses the batch's statistics. The dropout key is fixed inside, so that every evaluation
+    of the returned function, the curvature's included, drops the same units.
+
+    Args:
+        model: the network.
+        method: the regularizers, whose loss terms are added.
+        batch_stats: BatchNorm's running statistics before this batch.
+        batch: images and labels.
+        dropout_key: PRNG key for dropout in the network.
+
+    Returns:
+        A function from params to the loss and `Outputs` with metrics ``loss`` (the cross-entropy
+        alone) and ``accuracy``.
+    """
+
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Outputs]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        cross_entropy = jnp.mean(optax.softmax_cross_entropy(logits, batch.labels))
+        loss = sum((part.loss(logits, batch.labels) for part in method), start=cross_entropy)
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.labels, axis=-1)
+        metrics = {"loss": cross_entropy, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
+        return loss, Outputs(updated["batch_stats"], metrics)
+
+    return loss_fn
+
+
+class Evaluator:
+    """Evaluates a network on the splits of one data set.
+
+    It keeps its compiled functions, so that one instance serves all runs of a network.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset) -> None:
+        """Prepares the evaluation.
+
+        Args:
+            model: the network.
+            dataset: where normalisation comes from.
+        """
+
+        def sums(
+            params: PyTree, batch_stats: PyTree, split: Split, size: Int[Array, ""]
+        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            logits = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                normalise(split.images, dataset.mean, dataset.standard_deviation),
+                train=False,
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+            hits = jnp.argmax(logits, axis=-1) == split.labels
+            counted = jnp.arange(EVALUATION_BATCH_SIZE) < size
+            return (
+                jnp.sum(losses, where=counted),
+                jnp.sum(hits, where=counted, dtype=jnp.float32),
+            )
+
+        def trace_sample(
+            params: PyTree, batch_stats: PyTree, split: Split, key: PRNGKeyArray
+        ) -> Float[Array, ""]:
+            batch = Batch(
+                normalise(split.images, dataset.mean, dataset.standard_deviation),
+                jax.nn.one_hot(split.labels, dataset.num_classes),
+            )
+            loss_fn = make_loss_fn(model, (), batch_stats, batch, key)
+            estimate = seht.hutchinson_trace(loss_fn, key, num_probes=1, has_aux=True)
+            return estimate(params).mean
+
+        self._sums = jax.jit(sums)
+        self._trace_sample = jax.jit(trace_sample)
+
+    def evaluate(self, params: PyTree, batch_stats: PyTree, split: Split) -> Evaluation:
+        """Computes mean loss and accuracy with the running statistics.
+
+        Args:
+            params: the network's parameters.
+            batch_stats: BatchNorm's running statistics.
+            split: images and labels, any number.
+
+        Returns:
+            Means over the split; nan for an empty one.
+        """
+        size = len(split.labels)
+        if size == 0:
+            return Evaluation(float("nan"), float("nan"))
+        loss, hits = 0.0, 0.0
+        for start in range(0, size, EVALUATION_BATCH_SIZE):
+            part = Split(*(array[start : start + EVALUATION_BATCH_SIZE] for array in split))
+            # Filled up to one shape, which is compiled once whatever the sizes of the splits are.
+            part_size = len(part.labels)
+            part = jax.tree.map(_fill_up, part)
+            part_loss, part_hits = self._sums(params, batch_stats, part, part_size)
+            loss += float(part_loss)
+            hits += float(part_hits)
+        return Evaluation(loss / size, hits / size)
+
+    def trace(
+        self,
+        params: PyTree,
+        batch_stats: PyTree,
+        split: Split,
+        key: PRNGKeyArray,
+        num_probes: int,
+    ) -> tuple[float, float]:
+        """Estimates tr(H) of the mean cross-entropy over a split, taken as one batch.
+
+        BatchNorm is in training mode, that is, it uses the statistics of the split itself: the
+        loss whose curvature a penalised training step sees, on more images. The method's own loss
+        terms are left out, so that all methods are measured alike.
+
+        Args:
+            params: the network's parameters.
+            batch_stats: BatchNorm's running statistics (they have no influence).
+            split: images and labels.
+            key: PRNG key of the probes.
+            num_probes: number of Rademacher probes, at least 2.
+
+        Returns:
+            The estimate and its standard error.
+        """
+        samples = [
+            float(self._trace_sample(params, batch_stats, split, probe_key))
+            for probe_key in jax.random.split(key, num_probes)
+        ]
+        return statistics.fmean(samples), statistics.stdev(samples) / num_probes**0.5
+
+
+def _fill_up(array: Array) -> Array:
+    missing = EVALUATION_BATCH_SIZE - array.shape[0]
+    return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))

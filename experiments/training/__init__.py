@@ -1,0 +1,1 @@
+"""How a network is trained: state, step, loop, checkpoints and logs."""

@@ -1,0 +1,144 @@
+"""The log of a run: JSON lines, TensorBoard, and a progress bar."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+_MISSING = "–"
+
+
+def make_progress(console: Console) -> Progress:
+    """Builds the progress bar: steps, loss, trace estimate, step time, time left.
+
+    Args:
+        console: where it is shown.
+
+    Returns:
+        The bar, a context manager; add tasks with `add_run`.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("loss [bold]{task.fields[loss]}"),
+        TextColumn("tr(H) [bold]{task.fields[trace]}"),
+        TextColumn("{task.fields[step_time]} ms/step"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+    )
+
+
+def add_run(progress: Progress, description: str, num_steps: int, done: int = 0) -> TaskID:
+    """Adds a run to the progress bar.
+
+    Args:
+        progress: the bar.
+        description: name of the run.
+        num_steps: its steps in all.
+        done: steps that were taken before.
+
+    Returns:
+        What `show` wants.
+    """
+    return progress.add_task(
+        description,
+        total=num_steps,
+        completed=done,
+        loss=_MISSING,
+        trace=_MISSING,
+        step_time=_MISSING,
+    )
+
+
+def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) -> None:
+    """Moves the progress bar on.
+
+    Args:
+        progress: the bar.
+        task: which run.
+        step: steps taken.
+        row: the newest line of the log.
+    """
+    trace = row.get("trace_estimate")
+    progress.update(
+        task,
+        completed=step,
+        loss=f"{row['loss']:.4f}",
+        trace=_MISSING if trace is None else f"{trace:.3g}",
+        step_time=f"{1e3 * row['step_time']:.1f}",
+    )
+
+
+class RunLog:
+    """``metrics.jsonl`` and TensorBoard's event files of one run. Use it as a context manager."""
+
+    def __init__(self, directory: Path, resumed_at: int) -> None:
+        """Opens the log; what is later than the step from which the run goes on is cut off.
+
+        Args:
+            directory: the run directory.
+            resumed_at: step of the checkpoint from which the run goes on, 0 for a new run.
+        """
+        self._path = directory / "metrics.jsonl"
+        rows = [row for row in read_log(self._path) if row["step"] <= resumed_at]
+        # By way of a second file: a kill in between must not cost the log.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        temporary.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
+        )
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Writes one line.
+
+        Args:
+            step: steps taken.
+            row: numbers by name; a name with a slash, ``validation/loss``, is grouped by it.
+        """
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Reads a log.
+
+    Args:
+        path: a ``metrics.jsonl``, which need not exist. A last line that a kill cut short is left
+            out.
+
+    Returns:
+        Its rows.
+    """
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,294 @@
+"""Training from the first step to the last, with log, checkpoints and resumption."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from experiments.config import TrainConfig
+from experiments.data.dataset import Dataset, Split
+from experiments.data.load import load_dataset
+from experiments.errors import DivergedError
+from experiments.models.build import build_model
+from experiments.regularizers import describe_method
+from experiments.tasks.classification import Evaluator
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.logging import RunLog, add_run, make_progress, read_log, show
+from experiments.training.run_directory import claim_run_directory, read_result, write_result
+from experiments.training.state import TrainState, init_state, make_optimizer
+from experiments.training.step import TrainStep, epoch_order, make_train_step
+
+Row: TypeAlias = dict[str, float]
+
+_TRACE_SEED = 0
+
+
+def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Trains one network, or goes on with a run that was interrupted.
+
+    Args:
+        config: the configuration; its run directory may hold an earlier part of the same run.
+        console: where progress is shown.
+
+    Returns:
+        The result: losses and accuracies at the last epoch, tr(H), steps and seconds.
+
+    Raises:
+        ConfigMismatchError: if the run directory belongs to another configuration.
+        DivergedError: if a loss or gradient is no finite number.
+        MissingDataError: if the data are not there.
+    """
+    directory = config.resolved_run_dir
+    dataset = load_dataset(config.data)
+    claim_run_directory(directory, config, dataset)
+    result = read_result(directory)
+    if result is not None:
+        console.print(f"This run is finished; its result was in {directory}.")
+        return result
+    experiment = build_experiment(config, dataset)
+    state = experiment.init(config.seed)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state)
+            console.print(f"Going on from step {int(state.step)} in {directory}.")
+        else:
+            console.print(f"Training {' '.join(describe_method(config.method))} in {directory}.")
+        with console.status("Compiling the training step"):
+            experiment.warm_up(state)
+        with RunLog(directory, resumed_at=int(state.step)) as log:
+            state = _train_and_log(experiment, state, checkpoints, log, console)
+    result = _summarise(experiment, state, read_log(directory / "metrics.jsonl"))
+    write_result(directory, result)
+    return result
+
+
+def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
+    """Builds network, optimizer and training step; nothing is computed yet.
+
+    Args:
+        config: the configuration.
+        dataset: the data.
+
+    Returns:
+        What all runs of this configuration, whatever their seed, have in common.
+
+    Raises:
+        ValueError: if the batch is larger than the training set.
+    """
+    size = len(dataset.train.labels)
+    if config.batch_size > size:
+        raise ValueError(
+            f"batch_size {config.batch_size} is larger than the {size} training images"
+        )
+    model = build_model(config.model, dataset.num_classes, config.method)
+    tx = make_optimizer(
+        config.optimizer, config.epochs * (size // config.batch_size), config.method
+    )
+    train_step = make_train_step(
+        model,
+        tx,
+        config.method,
+        dataset,
+        batch_size=config.batch_size,
+        augmentation=config.data.augmentation,
+    )
+    return Experiment(config, dataset, model, tx, train_step, Evaluator(model, dataset))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What all runs of one configuration have in common, whatever their seed.
+
+    Attributes:
+        config: the configuration.
+        dataset: the data.
+        model: the network.
+        tx: the optimizer.
+        train_step: the jitted step.
+        evaluator: jitted evaluation.
+    """
+
+    config: TrainConfig
+    dataset: Dataset
+    model: nn.Module
+    tx: optax.GradientTransformation
+    train_step: TrainStep
+    evaluator: Evaluator
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training set."""
+        return len(self.dataset.train.labels) // self.config.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def init(self, seed: int) -> TrainState:
+        """Draws initial weights.
+
+        Args:
+            seed: seed of the run.
+
+        Returns:
+            The state before the first step.
+        """
+        return init_state(self.model, self.tx, self.dataset.train.images.shape[1:], seed)
+
+    def warm_up(self, state: TrainState) -> None:
+        """Compiles the training step, by taking one step and forgetting it.
+
+        Args:
+            state: any state; it is not changed.
+        """
+        order = epoch_order(state.key, 0, self.dataset.train.labels)
+        jax.block_until_ready(self.train_step(state, self.dataset.train, order))
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Tells whether a checkpoint is due.
+
+        Args:
+            step: steps taken.
+
+        Returns:
+            Whether it is.
+        """
+        return step % (self.config.checkpoint_every or self.steps_per_epoch) == 0
+
+    def run(self, state: TrainState) -> Iterator[tuple[TrainState, Row]]:
+        """Trains to the last step, and comes up for air wherever something is to be logged.
+
+        The steps in between are not waited for. It stops at every ``log_every``-th step, at
+        checkpoints, ends of epochs and the last step, so that an interrupted run and its
+        continuation stop at the same steps as a run in one piece.
+
+        Args:
+            state: where to go on from.
+
+        Yields:
+            The state, and the means of the metrics over the steps since the last stop, with
+            ``seconds`` for these steps and ``step_time``, seconds per step.
+
+        Raises:
+            DivergedError: if a metric of one of these steps is no finite number.
+        """
+        step = int(state.step)
+        train_split = self.dataset.train
+        order = None
+        pending = []
+        start = time.perf_counter()
+        while step < self.num_steps:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if order is None or position == 0:
+                order = epoch_order(state.key, epoch, train_split.labels)
+            state, metrics = self.train_step(state, train_split, order)
+            step += 1
+            pending.append(metrics)
+            if self._is_stop(step):
+                rows = jax.device_get(pending)
+                seconds = time.perf_counter() - start
+                _check_finite(rows, first_step=step - len(rows) + 1)
+                means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+                yield state, means | {"seconds": seconds, "step_time": seconds / len(rows)}
+                pending = []
+                start = time.perf_counter()
+
+    def _is_stop(self, step: int) -> bool:
+        return (
+            step % self.config.log_every == 0
+            or step % self.steps_per_epoch == 0
+            or self.is_checkpoint(step)
+        )
+
+
+def _train_and_log(
+    experiment: Experiment,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    console: Console,
+) -> TrainState:
+    """Trains to the last step; returns the last state.
+
+    Raises:
+        DivergedError: if a metric is no finite number; it says which checkpoint there is.
+    """
+    validation = experiment.dataset.validation
+    with make_progress(console) as progress:
+        task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
+        try:
+            for newest, row in experiment.run(state):
+                state = newest
+                step = int(state.step)
+                if step % experiment.steps_per_epoch == 0 and len(validation.labels):
+                    measured = experiment.evaluator.evaluate(
+                        state.params, state.batch_stats, validation
+                    )
+                    row["validation/loss"] = measured.loss
+                    row["validation/accuracy"] = measured.accuracy
+                row["epoch"] = step / experiment.steps_per_epoch
+                log.write(step, row)
+                show(progress, task, step, row)
+                if experiment.is_checkpoint(step) or step == experiment.num_steps:
+                    checkpoints.save(state)
+        except DivergedError as error:
+            saved = checkpoints.latest_step
+            kept = (
+                "There is no checkpoint." if saved is None else f"Newest checkpoint: step {saved}."
+            )
+            raise DivergedError(f"{error} Newest checkpoint: {kept}.") from error
+    return state
+
+
+def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -> dict[str, Any]:
+    config, dataset, evaluator = experiment.config, experiment.dataset, experiment.evaluator
+    result: dict[str, Any] = {
+        "name": config.name,
+        "method": describe_method(config.method),
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "steps": int(state.step),
+        "training_seconds": sum(row["seconds"] for row in rows),
+        "median_step_time": float(np.median([row["step_time"] for row in rows])),
+    }
+    for name in ("train", "validation", "test"):
+        split: Split = getattr(dataset, name)
+        if len(split.labels):
+            measured = evaluator.evaluate(state.params, state.batch_stats, split)
+            result |= {f"{name}_loss": measured.loss, f"{name}_accuracy": measured.accuracy}
+    if config.trace_examples:
+        part = Split(*(array[: config.trace_examples] for array in dataset.train))
+        mean, standard_error = evaluator.trace(
+            state.params, state.batch_stats, part, jax.random.key(_TRACE_SEED), config.trace_probes
+        )
+        result |= {
+            "trace": mean,
+            "trace_standard_error": standard_error,
+            "trace_examples": len(part.labels),
+        }
+    return result
+
+
+def _check_finite(rows: Sequence[dict[str, np.ndarray]], first_step: int) -> None:
+    """Looks for the first step that went wrong.
+
+    Raises:
+        DivergedError: if there is one.
+    """
+    for step, row in enumerate(rows, start=first_step):
+        wrong = {name: float(value) for name, value in row.items() if not math.isfinite(value)}
+        if wrong:
+            values = ", ".join(f"{name} = {value}" for name, value in wrong.items())
+            raise DivergedError(
+                f"The run diverged at step {step} ({values}); the steps up to {step - 1} were "
+                "finite. Try a smaller learning rate or lam, more warmup_steps, or a smaller "
+                "clip_norm."
+            )

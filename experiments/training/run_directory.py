@@ -1,0 +1,99 @@
+"""The directory of one run: which configuration it belongs to, and its result."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.config import TrainConfig, to_json
+from experiments.data.dataset import Dataset
+from experiments.errors import ConfigMismatchError
+
+_CONFIG, _RESULT = "config.json", "result.json"
+
+
+def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) -> None:
+    """Makes a run directory, or checks that an existing one belongs to the same run.
+
+    Args:
+        directory: the run directory.
+        config: the configuration of the run.
+        dataset: the data, whose checksum is compared too.
+
+    Raises:
+        ConfigMismatchError: if the directory belongs to another configuration or to no run.
+    """
+    settings = to_json(config) | {"data.checksum": _checksum(dataset)}
+    path = directory / _CONFIG
+    if path.exists():
+        existing = json.loads(path.read_text(encoding="utf-8"))
+        if existing != settings:
+            raise ConfigMismatchError(
+                f"{directory} holds a run with another configuration:\n"
+                + _difference(existing, settings)
+                + "\nPass another --run-dir, or the settings of the run that is there to go on "
+                "with it."
+            )
+        return
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigMismatchError(
+            f"{directory} is not empty and holds no {_CONFIG}, so it is no run directory. "
+            "Pass another --run-dir."
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def read_result(directory: Path) -> dict[str, Any] | None:
+    """Reads the result of a finished run.
+
+    Args:
+        directory: the run directory.
+
+    Returns:
+        What `write_result` wrote, or `None` if the run is not finished.
+    """
+    path = directory / _RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_result(directory: Path, result: dict[str, Any]) -> None:
+    """Writes the result, which marks the run as finished.
+
+    Args:
+        directory: the run directory.
+        result: JSON values by name.
+    """
+    write_json(directory / _RESULT, result)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file in one piece: a kill leaves the old file or the new one.
+
+    Args:
+        path: where to.
+        value: JSON values.
+    """
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
+    nothing = "(not set)"
+    lines = [
+        f"  {name}: there {existing.get(name, nothing)}, asked for {wanted.get(name, nothing)}"
+        for name in sorted(existing | wanted)
+        if existing.get(name, nothing) != wanted.get(name, nothing)
+    ]
+    return "\n".join(lines)
+
+
+def _checksum(dataset: Dataset) -> int:
+    checksum = 0
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for array in split:
+            checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
+    return checksum

@@ -1,0 +1,82 @@
+"""What a run consists of between two steps, and the optimizer."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from experiments.config import OptimizerConfig
+from experiments.regularizers import Regularizer
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on, apart from the data.
+
+    Attributes:
+        params: the network's parameters.
+        batch_stats: BatchNorm's running statistics.
+        opt_state: state of the optimizer.
+        step: number of steps taken.
+        key: PRNG key of the whole run; a step's own keys are folded from it and ``step``.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+
+
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, method: Sequence[Regularizer] = ()
+) -> optax.GradientTransformation:
+    """Builds the optimizer.
+
+    Args:
+        config: its settings.
+        num_steps: steps after which the cosine schedule reaches zero.
+        method: the regularizers, each of which may wrap the optimizer.
+
+    Returns:
+        The transformation of gradients.
+    """
+    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    tx = optax.chain(
+        # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, config.momentum),
+    )
+    for part in method:
+        tx = part.optimizer(tx)
+    return tx
+
+
+def init_state(
+    model: nn.Module, tx: optax.GradientTransformation, image_shape: Sequence[int], seed: int
+) -> TrainState:
+    """Draws initial weights.
+
+    Args:
+        model: the network.
+        tx: the optimizer.
+        image_shape: ``(height, width, channels)``.
+        seed: seed of the run.
+
+    Returns:
+        The state before the first step.
+    """
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init(init_key, images, train=False)
+    return TrainState(
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
+    )

@@ -1,0 +1,39 @@
+"""The result of a run as a small table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+
+def summary_table(result: Mapping[str, Any]) -> Group:
+    """Lays out what `train` returns.
+
+    Args:
+        result: the result of a run.
+
+    Returns:
+        A table with a heading and remarks, for a rich console.
+    """
+    heading = (
+        f"{result['name']}, {' '.join(result['method'])}, seed {result['seed']}: "
+        f"epoch {result['epochs']}, the last"
+    )
+    table = Table()
+    table.add_column("")
+    table.add_column("loss", justify="right")
+    table.add_column("accuracy", justify="right")
+    for split in ("train", "validation", "test"):
+        if f"{split}_loss" in result:
+            accuracy = 100 * result[f"{split}_accuracy"]
+            table.add_row(split, f"{result[f'{split}_loss']:.4f}", f"{accuracy:.2f} %")
+    seconds, step_time = result["training_seconds"], 1e3 * result["median_step_time"]
+    remarks = f"{result['steps']} steps in {seconds:.0f} s, {step_time:.0f} ms each (median). "
+    if "trace" in result:
+        remarks += (
+            f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} on "
+            f"{result['trace_examples']} training images as one batch. "
+        )
+    remarks += "Losses with BatchNorm's running statistics, images not augmented."
+    return Group(heading, table, remarks)

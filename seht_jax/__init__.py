@@ -1,0 +1,34 @@
+"""Hessian-trace regularization for JAX: flat minima as a one-line choice."""
+
+from seht_jax.curvature import hvp
+from seht_jax.probes import Stacked, layer_names, module_layer, sparse_signs
+from seht_jax.regularize import PenaltyEstimate, regularize
+from seht_jax.trace import (
+    TraceEstimate,
+    exact_trace,
+    hutchinson_trace,
+    layer_traces,
+    masked_trace,
+    output_trace,
+)
+from seht_jax.transform import AddHessianTraceState, add_hessian_trace
+
+__all__ = [
+    "AddHessianTraceState",
+    "PenaltyEstimate",
+    "Stacked",
+    "TraceEstimate",
+    "add_hessian_trace",
+    "exact_trace",
+    "hutchinson_trace",
+    "hvp",
+    "layer_names",
+    "layer_traces",
+    "masked_trace",
+    "module_layer",
+    "output_trace",
+    "regularize",
+    "sparse_signs",
+]
+
+__version__ = "0.1.0"

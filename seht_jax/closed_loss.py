@@ -1,0 +1,192 @@
+"""A loss as a function of explicit arrays.
+
+The penalty differentiates a loss by its params and, under the user's own transformations, by
+everything else that the loss reads: batch, keywords, values captured from outside. Tracing the loss
+once and passing all of it as operands is what makes every JAX transformation work on the result:
+what stays captured inside a custom derivative rule leaks.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, Float, PyTree
+
+from seht_jax._compat import as_varying, varying_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedLoss:
+    """A traced loss; calling it on its operands gives the loss and the arrays of its aux.
+
+    Attributes:
+        jaxpr: From the operands to the loss, followed by the arrays of the aux.
+        num_params: How many of the operands, at the end, are the leaves of the params.
+        restore_aux: From the arrays of the aux to the aux that the user's function returned.
+    """
+
+    jaxpr: core.Jaxpr
+    num_params: int
+    restore_aux: Callable[[Sequence[Array]], PyTree]
+
+    def __call__(self, operands: Sequence[Array]) -> tuple[Float[Array, ""], list[Array]]:
+        """Evaluate the loss.
+
+        Args:
+            operands: The captured values, then the leaves of the params.
+
+        Returns:
+            The loss, and the arrays of the aux.
+        """
+        num_captured = len(self.jaxpr.constvars)
+        loss, *aux = jax.core.eval_jaxpr(
+            self.jaxpr, operands[:num_captured], *operands[num_captured:]
+        )
+        return loss, aux
+
+    def params_of(self, operands: Sequence[Array]) -> Sequence[Array]:
+        """Return the operands that are the leaves of the params.
+
+        Args:
+            operands: All operands.
+
+        Returns:
+            The leaves.
+        """
+        return operands[len(operands) - self.num_params :]
+
+
+def close_loss(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    has_aux: bool,
+) -> tuple[ClosedLoss, list[Array]]:
+    """Trace a loss and turn all that it reads into operands.
+
+    Args:
+        loss_fn: `loss_fn(params, *args, **kwargs)` returns a scalar, or `(scalar, aux)`.
+        params: The params, a pytree of real floating-point arrays.
+        args: The other positional arguments, passed on as they are.
+        kwargs: The keyword arguments, passed on as they are.
+        has_aux: Whether the loss returns an aux.
+
+    Returns:
+        The closed loss, and its operands.
+
+    Raises:
+        TypeError: If a leaf of the params is not a real floating-point array, or the loss returns
+            anything but a real scalar (and an aux, if `has_aux`).
+        ValueError: If the loss is not a scalar.
+    """
+    check_params(params)
+    params = jax.tree.map(jnp.asarray, params)
+    closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux)
+    axes = varying_axes(closed.out_avals[0])
+    if axes:
+        # Under `shard_map` the derivative of a replicated input is summed over the devices. That
+        # sum must stand outside of the penalty's branches, so inputs are marked before tracing.
+        params, args, kwargs = jax.tree.map(
+            lambda leaf: as_varying(leaf, axes) if _is_inexact_array(leaf) else leaf,
+            (params, args, kwargs),
+        )
+        closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux)
+    leaves = jax.tree.leaves(params)
+    operands = [*map(jnp.asarray, closed.consts), *leaves]
+    return ClosedLoss(closed.jaxpr, len(leaves), restore_aux), operands
+
+
+def check_params(params: PyTree) -> None:
+    """Check that every leaf of the params can be probed.
+
+    Args:
+        params: The params.
+
+    Raises:
+        TypeError: If a leaf is not a real floating-point array.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else None
+        if dtype is None and isinstance(leaf, float):
+            continue
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            kind = f"of type {type(leaf).__name__}" if dtype is None else f"of dtype {dtype}"
+            message = (
+                "params, the first argument of the loss, must be a pytree of real floating-point "
+                f"arrays; params{jax.tree_util.keystr(path)} is {kind}. Pass what is not trained "
+                "as another argument (Equinox: eqx.partition(model, eqx.is_inexact_array); NNX: "
+                "nnx.split(model, nnx.Param, ...))"
+            )
+            raise TypeError(message)
+
+
+def _trace(
+    loss_fn: Callable[..., Any],
+    params: PyTree,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    has_aux: bool,
+) -> tuple[core.ClosedJaxpr, Callable[[Sequence[Array]], PyTree]]:
+    aux_leaves: list[Any] = []
+    aux_structure = None
+
+    def flat_loss(params: PyTree) -> list[Array]:
+        nonlocal aux_leaves, aux_structure
+        loss, aux = _split_result(loss_fn(params, *args, **kwargs), has_aux=has_aux)
+        leaves, aux_structure = jax.tree.flatten(aux)
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        aux_leaves = [_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+        return [loss, *arrays]
+
+    closed = jax.make_jaxpr(flat_loss)(params)
+
+    def restore_aux(arrays: Sequence[Array]) -> PyTree:
+        remaining = iter(arrays)
+        leaves = [next(remaining) if leaf is _ARRAY else leaf for leaf in aux_leaves]
+        return jax.tree.unflatten(aux_structure, leaves)
+
+    return closed, restore_aux
+
+
+_ARRAY = object()  # stands for an array among the leaves of the aux
+
+
+def _split_result(result: Any, *, has_aux: bool) -> tuple[Array, PyTree]:
+    if has_aux:
+        if not isinstance(result, tuple) or len(result) != 2:  # noqa: PLR2004 (a pair)
+            message = f"with has_aux=True, loss_fn must return (loss, aux), got {_describe(result)}"
+            raise TypeError(message)
+        loss, aux = result
+    else:
+        loss, aux = result, None
+    if isinstance(loss, tuple | list | dict) or not hasattr(loss, "dtype"):
+        if not isinstance(loss, float):
+            hint = "; pass has_aux=True" if isinstance(loss, tuple) else ""
+            message = f"loss_fn must return a real scalar, got {_describe(loss)}{hint}"
+            raise TypeError(message)
+    loss = jnp.asarray(loss)
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        message = f"loss_fn must return a real scalar, got dtype {loss.dtype}"
+        raise TypeError(message)
+    if loss.shape != ():
+        message = (
+            f"loss_fn must return a scalar, got shape {loss.shape}; reduce it, for example with "
+            "jnp.mean"
+        )
+        raise ValueError(message)
+    return loss, aux
+
+
+def _describe(value: Any) -> str:
+    kind = type(value).__name__
+    return f"a {kind} of length {len(value)}" if isinstance(value, tuple | list) else f"a {kind}"
+
+
+def _is_inexact_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)

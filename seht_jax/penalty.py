@@ -1,0 +1,358 @@
+"""One call of the penalty: its settings, its random choices, and the step that they cost.
+
+`regularize` (a loss) and `add_hessian_trace` (a gradient transformation) are two forms of what is
+here.
+"""
+
+import dataclasses
+import math
+import numbers
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from seht_jax._compat import communicated_axes, varying_axes
+from seht_jax.closed_loss import ClosedLoss
+from seht_jax.convolution import canonical_on_cpu
+from seht_jax.curvature import QuadraticFormTerms, quadratic_form_terms
+from seht_jax.probes import (
+    LayerFunction,
+    LayerTable,
+    ProbeProbability,
+    draw_layers,
+    layer_table,
+    probe_probabilities,
+    sample_probe,
+)
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """The settings of the penalty, which are fixed when a step is compiled.
+
+    Attributes:
+        p_layers: The probability of a layer.
+        p_entries: The probability of +1, and that of -1, in a drawn layer.
+        num_probes: The number of probes.
+        layers: From the path of a leaf to its layer.
+        scale: What the mean quadratic form over the probes is multiplied by.
+    """
+
+    p_layers: float
+    p_entries: float
+    num_probes: int
+    layers: LayerFunction
+    scale: float
+
+
+class Draw(NamedTuple):
+    """The random choices of one call.
+
+    Attributes:
+        key: The key of the probes.
+        drawn: Which layers are probed; `None` for all of them.
+        active: Whether the penalty is computed at all; `None` for always.
+    """
+
+    key: PRNGKeyArray
+    drawn: Bool[Array, " layers"] | None
+    active: Bool[Array, ""] | None
+
+
+def make_penalty(
+    p: ProbeProbability,
+    *,
+    num_probes: int,
+    curvature: str,
+    layers: LayerFunction,
+    rescale: bool,
+) -> Penalty:
+    """Check the settings of the penalty.
+
+    Args:
+        p: See `regularize`.
+        num_probes: See `regularize`.
+        curvature: See `regularize`.
+        layers: See `regularize`.
+        rescale: See `regularize`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        TypeError: If a setting has the wrong type.
+        ValueError: If a setting is out of its range.
+    """
+    if curvature != "hessian":
+        message = f"curvature must be 'hessian', got {curvature!r}"
+        raise ValueError(message)
+    if not callable(layers):
+        message = (
+            "layers must be a function from the path of a leaf to the name of its layer, got "
+            f"{layers!r}"
+        )
+        raise TypeError(message)
+    if not isinstance(rescale, bool):
+        message = f"rescale must be True or False, got {rescale!r}"
+        raise TypeError(message)
+    p_layers, p_entries = probe_probabilities(p)
+    return Penalty(
+        p_layers=p_layers,
+        p_entries=p_entries,
+        num_probes=check_count("num_probes", num_probes),
+        layers=layers,
+        scale=1 / (p_layers * 2 * p_entries) if rescale else 1.0,
+    )
+
+
+def draw(
+    penalty: Penalty,
+    table: LayerTable,
+    loss: ClosedLoss,
+    operands: Sequence[Array],
+    key: PRNGKeyArray,
+    active: bool | Bool[Array, ""],
+) -> Draw:
+    """Make the random choices of one call.
+
+    Args:
+        penalty: The settings.
+        table: The layers of the params.
+        loss: The closed loss.
+        operands: Its operands.
+        key: The key of the call.
+        active: Whether the penalty is wanted.
+
+    Returns:
+        The draw; layers and `active` are the same on all devices that the loss makes communicate,
+        which would otherwise wait for one another in different branches.
+    """
+    axes = communicated_axes(loss.jaxpr)
+    # Devices that share params and loss (nothing varies) share the direction too.
+    varying = frozenset().union(*map(varying_axes, loss.params_of(operands)))
+    key = _of_first_device(key, tuple(sorted(varying_axes(key) - varying)))
+    key_layers, key_probes = jax.random.split(key)
+    drawn = None
+    if penalty.p_layers < 1:
+        key_layers = _of_first_device(key_layers, axes)
+        drawn = draw_layers(key_layers, len(table.names), penalty.p_layers)
+    if not isinstance(active, bool):
+        active = _of_first_device(active, axes)
+    return Draw(key_probes, drawn, None if active is True else jnp.asarray(active))
+
+
+def layers_drawn(table: LayerTable, draw: Draw) -> Int[Array, ""]:
+    """Count the layers that a call probes.
+
+    Args:
+        table: The layers of the params.
+        draw: The random choices.
+
+    Returns:
+        The number of layers.
+    """
+    drawn = jnp.ones(len(table.names), bool) if draw.drawn is None else draw.drawn
+    probed = drawn if draw.active is None else drawn & draw.active
+    return jnp.sum(probed, dtype=jnp.int32)
+
+
+def switch(
+    draw: Draw,
+    penalised: Callable[..., Result],
+    plain: Callable[..., Result],
+    *args: Any,
+) -> Result:
+    """Call `penalised(draw, *args)`, or `plain(draw, *args)` where nothing is to be probed.
+
+    Args:
+        draw: The random choices.
+        penalised: The step with a penalty.
+        plain: The step without one; its results have the same types.
+        *args: Pytrees of arrays.
+
+    Returns:
+        The results of the one that ran.
+    """
+    conditions = [
+        *([] if draw.drawn is None else [jnp.any(draw.drawn)]),
+        *([] if draw.active is None else [draw.active]),
+    ]
+    penalised, plain = canonical_on_cpu(penalised), canonical_on_cpu(plain)
+    if not conditions:
+        return penalised(draw, *args)
+    return lax.cond(jnp.stack(conditions).all(), penalised, plain, draw, *args)
+
+
+def penalty_terms(
+    penalty: Penalty,
+    table: LayerTable,
+    loss: ClosedLoss,
+    draw: Draw,
+    operands: Sequence[Array],
+    chosen: Sequence[int],
+) -> QuadraticFormTerms:
+    """Compute a loss, the estimate of tr(H), and their gradients.
+
+    Args:
+        penalty: The settings.
+        table: The layers of the params.
+        loss: The closed loss.
+        draw: The random choices.
+        operands: The operands of the loss.
+        chosen: The positions of the operands whose gradients are wanted.
+
+    Returns:
+        The terms.
+    """
+    first_param = len(operands) - loss.num_params
+
+    def sample(key: PRNGKeyArray) -> dict[int, Array]:
+        leaves = loss.params_of(operands)
+        probe = sample_probe(key, leaves, table, penalty.p_entries, draw.drawn)
+        return {first_param + i: direction for i, direction in probe.items()}
+
+    keys = jax.random.split(draw.key, penalty.num_probes)
+    terms = quadratic_form_terms(loss, operands, chosen, sample, keys)
+    estimate, estimate_gradients = jax.tree.map(
+        lambda value: penalty.scale * value, (terms.estimate, terms.estimate_gradients)
+    )
+    return terms._replace(estimate=estimate, estimate_gradients=estimate_gradients)
+
+
+def check_loss_fn(name: str, loss_fn: Any) -> None:
+    """Check that an argument is a function.
+
+    Args:
+        name: The name of the argument.
+        loss_fn: Its value.
+
+    Raises:
+        TypeError: If it can not be called.
+    """
+    if not callable(loss_fn):
+        message = f"{name} must be a function of the params, got {loss_fn!r}"
+        raise TypeError(message)
+
+
+def check_key(key: Any) -> None:
+    """Check that an argument is one PRNG key.
+
+    Args:
+        key: A typed key (`jax.random.key`) or a raw one (`jax.random.PRNGKey`).
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None:
+        if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+            return
+        if dtype == jnp.uint32 and shape is not None and len(shape) == 1:
+            return
+    got = repr(key) if dtype is None else f"an array of dtype {dtype} and shape {shape}"
+    message = f"key must be one PRNG key, as made by jax.random.key or split, got {got}"
+    raise TypeError(message)
+
+
+def check_count(name: str, count: Any) -> int:
+    """Check that an argument is a whole number of at least 1.
+
+    Args:
+        name: The name of the argument.
+        count: Its value.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: If it is not a whole Python number.
+        ValueError: If it is less than 1.
+    """
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        message = f"{name} must be a whole Python number, got {count!r} of type " + (
+            type(count).__name__
+        )
+        raise TypeError(message)
+    if count < 1:
+        message = f"{name} must be at least 1, got {count}"
+        raise ValueError(message)
+    return operator.index(count)
+
+
+def as_scalar(name: str, value: Any) -> Float[Array, ""]:
+    """Check that an argument is a real scalar, a number or a traced array.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+
+    Returns:
+        The scalar, as an array of a floating-point dtype.
+
+    Raises:
+        TypeError: If it is not a real number.
+        ValueError: If it is not a scalar, or a number that is not finite.
+    """
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            message = f"{name} must be finite, got {value}"
+            raise ValueError(message)
+        return jnp.asarray(float(value))
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (
+        jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    ):
+        got = repr(value) if dtype is None else f"an array of dtype {dtype}"
+        message = f"{name} must be a real scalar, got {got}"
+        raise TypeError(message)
+    if value.shape != ():
+        message = f"{name} must be a scalar, got shape {value.shape}"
+        raise ValueError(message)
+    value = jnp.asarray(value)
+    return value if jnp.issubdtype(dtype, jnp.floating) else value.astype(float)
+
+
+def as_flag(name: str, value: Any) -> bool | Bool[Array, ""]:
+    """Check that an argument is a flag, Python's or a traced one.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+
+    Returns:
+        The flag.
+
+    Raises:
+        TypeError: If it is not a boolean.
+        ValueError: If it is not a scalar.
+    """
+    if isinstance(value, bool):
+        return value
+    dtype = getattr(value, "dtype", None)
+    if dtype != jnp.bool_:
+        got = repr(value) if dtype is None else f"an array of dtype {dtype}"
+        message = f"{name} must be a boolean, got {got}"
+        raise TypeError(message)
+    if value.shape != ():
+        message = f"{name} must be a scalar, got shape {value.shape}"
+        raise ValueError(message)
+    return jnp.asarray(value)
+
+
+def _of_first_device(value: Array, axes: tuple[str, ...]) -> Array:
+    """Return the first device's value on all devices along some axes."""
+    if not axes:
+        return value
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        data = _of_first_device(jax.random.key_data(value), axes)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(value))
+    first = lax.axis_index(axes) == 0
+    integers = value.astype(jnp.uint32)
+    return lax.psum(jnp.where(first, integers, jnp.zeros_like(integers)), axes).astype(value.dtype)

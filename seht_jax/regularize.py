@@ -1,0 +1,304 @@
+"""The penalised loss: a loss plus lambda times a stochastic estimate of its Hessian's trace."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from seht_jax._compat import as_varying, varying_axes
+from seht_jax.closed_loss import ClosedLoss, close_loss
+from seht_jax.curvature import accumulation_dtype, inner_product
+from seht_jax.penalty import (
+    Draw,
+    Penalty,
+    as_flag,
+    as_scalar,
+    check_key,
+    check_loss_fn,
+    draw,
+    layers_drawn,
+    make_penalty,
+    penalty_terms,
+    switch,
+)
+from seht_jax.probes import (
+    LayerFunction,
+    LayerTable,
+    ProbeProbability,
+    layer_table,
+    module_layer,
+)
+
+
+class PenaltyEstimate(NamedTuple):
+    """What the penalty measured in one call, for the training log.
+
+    Attributes:
+        mean: The estimate of tr(H) that lambda multiplies, the mean over the probes; 0 where no
+            layer was drawn or the penalty was not active. At least float32. It carries no
+            derivative.
+        layers_drawn: How many layers were probed; 0 where the penalty was skipped.
+    """
+
+    mean: Float[Array, ""]
+    layers_drawn: Int[Array, ""]
+
+
+def regularize(
+    loss_fn: Callable[..., Any],
+    key: PRNGKeyArray,
+    p: ProbeProbability,
+    lam: float | Float[Array, ""],
+    *,
+    num_probes: int = 1,
+    has_aux: bool = False,
+    curvature: Literal["hessian"] = "hessian",
+    layers: LayerFunction = module_layer,
+    rescale: bool = False,
+    active: bool | Bool[Array, ""] = True,
+    with_estimate: bool = False,
+) -> Callable[..., Any]:
+    r"""Add a stochastic estimate of the trace of the Hessian to a loss.
+
+    .. math:: L(\theta) + \frac{\lambda}{K} \sum_{k=1}^{K} \sigma_k^T H(\theta)\, \sigma_k,
+        \qquad H = \nabla^2_\theta L
+
+    H is the Hessian of the loss that is passed in. There is no further factor: the 1/n of Eq. (9)
+    of the paper is absent from its Algorithms 1 and 2, and here. The derivative of the result by
+    the params, by lambda, by every other input and through the aux is exact, third derivatives of
+    the loss included, in reverse and in forward mode, and under every JAX transformation.
+
+    Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
+    outside of the step, has one key, so that every step takes the same probe::
+
+        penalised = seht.regularize(loss_fn, key, p, lam)      # wrong: the key is a constant
+
+        @jax.jit
+        def train_step(params, batch):
+            return jax.grad(penalised)(params, batch)
+
+    Args:
+        loss_fn: `loss_fn(params, *args, **kwargs)` returns a real scalar, or `(scalar, aux)`. It
+            must be pure. Params are a pytree of real floating-point arrays.
+        key: A PRNG key, new in every step.
+        p: Which estimator. `None` is SEHT-H (Algorithm 1): one random sign per parameter, unbiased
+            for tr(H). A number is SEHT-D (Algorithm 2): each layer is drawn with probability p,
+            once per call, and in the drawn layers each entry of a probe is +1 or -1 with
+            probability p *each* and 0 otherwise (`sparse_signs`). A pair `(p_layers, p_entries)`
+            sets the two apart; p_layers in (0, 1], p_entries in (0, 0.5]. Python numbers.
+        lam: The strength lambda, a number or a traced scalar.
+        num_probes: The number K of probes, the paper's maxIter.
+        has_aux: Whether the loss returns an aux. It is returned as in `jax.value_and_grad`, from
+            one evaluation of the loss; the penalty's passes do not write it.
+        curvature: The matrix whose trace is penalised; "hessian" is the one there is.
+        layers: What a layer is: a function from the path of a leaf (a tuple of names) to the
+            layer's name, to `Stacked`, or to `None` for a leaf that is not probed. By default a
+            module, that is, all leaves under one parent. Tied weights are one leaf and so one
+            layer; stacked (scanned) layers in one leaf are one layer unless `Stacked` says which
+            axis counts them.
+        rescale: Whether to divide the estimate by p_layers * 2 * p_entries, which makes it
+            unbiased for tr(H), so that lambda means the same for every p. The paper does not.
+        active: A flag, possibly traced; `False` skips the penalty at the price of a plain step
+            (`active=step % 4 == 0` is lazy regularisation).
+        with_estimate: Whether to return a `PenaltyEstimate` beside the aux.
+
+    Returns:
+        A function of `loss_fn`'s signature. It returns the penalised loss; with `has_aux`,
+        `(loss, aux)`; with `with_estimate`, `(loss, estimate)`; with both,
+        `(loss, (aux, estimate))`.
+
+    Raises:
+        TypeError: If an argument has the wrong type, here or, for params and loss, in the call.
+        ValueError: If an argument is out of its range; in the call, if the loss is not a scalar
+            or no layer is left to probe.
+
+    Note:
+        A call on which no layer is drawn costs a plain step: value and gradient are computed
+        together inside the branches of a `lax.cond`. Under `vmap` a `cond` runs both branches.
+        Called outside of `jit`, it is traced and compiled anew each time.
+
+        Under `jit` with a batch that is sharded over devices, H is that of the global loss. Under
+        `shard_map` and `pmap` every device penalises the loss of its own shard, and averaging
+        over the devices averages the penalties. Axes that the loss communicates over draw their
+        layers from the key of the first device, since devices in different branches would wait
+        for one another for ever.
+
+        A loss with a `custom_vjp` inside has the derivative of the gradient that its author wrote
+        as its Hessian, which need not be symmetric; the gradient of the penalty is then the second
+        derivative of that gradient along the probe. A `custom_jvp` is followed by its rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import seht_jax as seht
+        >>> def loss_fn(params, scale):
+        ...     return scale * jnp.sum(params["w"] ** 4)
+        >>> params = {"w": jnp.array([1.0, 2.0])}
+        >>> penalised = seht.regularize(loss_fn, jax.random.key(0), p=None, lam=0.1)
+        >>> loss, gradients = jax.value_and_grad(penalised)(params, 1.0)
+        >>> float(loss)  # 17 + 0.1 * 12 * (1 + 4): this Hessian is diagonal
+        23.0
+        >>> [round(x, 3) for x in gradients["w"].tolist()]  # 4 w^3 + 0.1 * 24 w
+        [6.4, 36.8]
+
+    References:
+        Liu, Yu and Lin, *Regularizing Deep Neural Networks with Stochastic Estimators of Hessian
+        Trace* (2022), Eqs. (8)-(13), Algorithms 1 and 2. Hutchinson, *A Stochastic Estimator of
+        the Trace of the Influence Matrix for Laplacian Smoothing Splines* (1990).
+    """
+    check_loss_fn("loss_fn", loss_fn)
+    check_key(key)
+    penalty = make_penalty(
+        p, num_probes=num_probes, curvature=curvature, layers=layers, rescale=rescale
+    )
+    lam = as_scalar("lam", lam)
+    active = as_flag("active", active)
+
+    @functools.wraps(loss_fn, updated=())
+    def penalised(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+        loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
+        table = layer_table(params, penalty.layers)
+        choices = draw(penalty, table, loss, operands, key, active)
+        value, estimate, arrays = _penalised_loss(penalty, table, loss, choices, lam, operands)
+        aux = loss.restore_aux(_with_tangents(loss, operands, arrays))
+        log = PenaltyEstimate(jax.lax.stop_gradient(estimate), layers_drawn(table, choices))
+        extras = (*((aux,) if has_aux else ()), *((log,) if with_estimate else ()))
+        if not extras:
+            return value
+        return value, extras[0] if len(extras) == 1 else extras
+
+    return penalised
+
+
+def _penalised_loss(
+    penalty: Penalty,
+    table: LayerTable,
+    loss: ClosedLoss,
+    choices: Draw,
+    lam: Float[Array, ""],
+    operands: Sequence[Array],
+) -> tuple[Float[Array, ""], Float[Array, ""], list[Array]]:
+    """Return the penalised loss, the estimate, and the arrays of the aux.
+
+    The derivative of the loss is a rule of its own: JAX's derivative of a `lax.cond` would hand the
+    residuals of every branch to a second one, at half a plain step even where nothing is drawn.
+    """
+
+    def evaluate(
+        choices: Draw, lam: Array, operands: Sequence[Array], chosen: Sequence[int]
+    ) -> tuple[Array, Array, list[Array], list[Array]]:
+        def penalised(
+            choices: Draw, lam: Array, operands: Sequence[Array]
+        ) -> tuple[Array, Array, list[Array], list[Array]]:
+            terms = penalty_terms(penalty, table, loss, choices, operands, chosen)
+            value = _add_scaled(terms.loss, lam, terms.estimate)
+            gradients = [
+                _add_scaled(gradient, lam, estimate_gradient)
+                for gradient, estimate_gradient in zip(
+                    terms.gradients, terms.estimate_gradients, strict=True
+                )
+            ]
+            return value, terms.estimate, terms.aux, gradients
+
+        def plain(
+            _choices: Draw, _lam: Array, operands: Sequence[Array]
+        ) -> tuple[Array, Array, list[Array], list[Array]]:
+            def loss_of(values: list[Array]) -> tuple[Array, list[Array]]:
+                replaced = list(operands)
+                for i, value in zip(chosen, values, strict=True):
+                    replaced[i] = value
+                return loss(replaced)
+
+            (value, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+                [operands[i] for i in chosen]
+            )
+            zero = jnp.zeros((), accumulation_dtype(value))
+            return value, as_varying(zero, varying_axes(value)), aux, gradients
+
+        return switch(choices, penalised, plain, lam, operands)
+
+    @jax.custom_jvp
+    def value_of(
+        choices: Draw, lam: Array, operands: Sequence[Array]
+    ) -> tuple[Array, Array, list[Array]]:
+        value, estimate, aux, _ = evaluate(choices, lam, operands, ())
+        return value, estimate, aux
+
+    def derivative(primals: Any, tangents: Any) -> Any:
+        choices, lam, operands = primals
+        _, lam_tangent, operand_tangents = tangents
+        chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
+        value, estimate, aux, gradients = evaluate(choices, lam, operands, chosen)
+        _check_marked(operands, chosen, value)
+        dtype = accumulation_dtype(value)
+        slope = inner_product(gradients, [operand_tangents[i] for i in chosen], dtype)
+        if not isinstance(lam_tangent, SymbolicZero):
+            slope += estimate * lam_tangent.astype(dtype)
+        slope = as_varying(slope, varying_axes(value)).astype(value.dtype)
+        # The aux gets its derivative outside, and the estimate is for the log.
+        return (value, estimate, aux), (slope, *jax.tree.map(_zero_tangent, (estimate, aux)))
+
+    value_of.defjvp(derivative, symbolic_zeros=True)
+    axes = varying_axes(loss.jaxpr.outvars[0].aval)
+    return value_of(choices, as_varying(lam, axes), operands)
+
+
+def _add_scaled(value: Array, lam: Array, estimate: Array) -> Array:
+    dtype = accumulation_dtype(value)
+    return (value.astype(dtype) + lam.astype(dtype) * estimate.astype(dtype)).astype(value.dtype)
+
+
+def _check_marked(operands: Sequence[Array], chosen: Sequence[int], value: Array) -> None:
+    """Refuse what would be silently wrong: see `close_loss` on `shard_map`.
+
+    Raises:
+        ValueError: If a captured, replicated value is differentiated by.
+    """
+    for i in chosen:
+        missing = varying_axes(value) - varying_axes(operands[i])
+        if missing:
+            message = (
+                f"the loss is differentiated by a value of shape {operands[i].shape} that it "
+                f"captures and that is replicated over the mesh axes {sorted(missing)}; pass it "
+                "to the loss as an argument"
+            )
+            raise ValueError(message)
+
+
+def _zero_tangent(primal: Array) -> Any:
+    if jnp.issubdtype(primal.dtype, jnp.inexact):
+        return jnp.zeros_like(primal)
+    return SymbolicZero(jax.typeof(primal).to_tangent_aval())
+
+
+def _with_tangents(
+    loss: ClosedLoss, operands: Sequence[Array], arrays: Sequence[Array]
+) -> list[Array]:
+    """Give the arrays of the aux their derivatives, at no cost where these are not used.
+
+    The derivatives are those of a second evaluation of the loss, whose values nobody reads, so
+    that the compiler drops it. Unlike a derivative inside the rule of the loss, it lets a
+    `custom_vjp` in the loss work in reverse mode.
+    """
+    if not any(jnp.issubdtype(array.dtype, jnp.inexact) for array in arrays):
+        return list(arrays)
+    carriers = loss(operands)[1]
+    return [
+        _with_tangent(array, carrier) if jnp.issubdtype(array.dtype, jnp.inexact) else array
+        for array, carrier in zip(arrays, carriers, strict=True)
+    ]
+
+
+@jax.custom_jvp
+def _with_tangent(value: Array, _carrier: Array) -> Array:
+    return value
+
+
+@_with_tangent.defjvp
+def _with_tangent_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    return primals[0], tangents[1]

@@ -1,0 +1,176 @@
+"""The penalty as an optax gradient transformation."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from seht_jax.closed_loss import close_loss
+from seht_jax.curvature import accumulation_dtype
+from seht_jax.penalty import (
+    Draw,
+    as_scalar,
+    check_count,
+    check_key,
+    check_loss_fn,
+    draw,
+    make_penalty,
+    penalty_terms,
+    switch,
+)
+from seht_jax.probes import LayerFunction, ProbeProbability, layer_table, module_layer
+
+
+class AddHessianTraceState(NamedTuple):
+    """State of `add_hessian_trace`.
+
+    Attributes:
+        key: The key of the next step.
+        count: The number of steps taken.
+        estimate: The last estimate of tr(H); 0 before the first, and where no layer was drawn.
+            Steps between the penalised ones keep it.
+    """
+
+    key: PRNGKeyArray
+    count: Int[Array, ""]
+    estimate: Float[Array, ""]
+
+
+def add_hessian_trace(
+    p: ProbeProbability,
+    lam: float | Float[Array, ""] | optax.Schedule,
+    key: PRNGKeyArray,
+    every: int = 1,
+    *,
+    num_probes: int = 1,
+    curvature: Literal["hessian"] = "hessian",
+    layers: LayerFunction = module_layer,
+    rescale: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Add the gradient of the penalty to the updates.
+
+    .. math:: u \leftarrow u + \lambda \nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k
+
+    In front of the optimizer this is the paper's regularised loss (`regularize` computes the same
+    gradient together with the loss's, and is cheaper). After an adaptive scaling and before the
+    learning rate it is decoupled from it, as AdamW's weight decay is.
+
+    `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with
+    `value_fn(params)` the scalar loss on the batch.
+
+    Args:
+        p: See `regularize`.
+        lam: The strength, a number, a scalar, or a schedule of the number of steps taken.
+        key: The PRNG key of the first step; it is kept in the state.
+        every: Add the penalty on every so-many-th step, beginning with the first; its gradient is
+            not multiplied to make up for the others.
+        num_probes: See `regularize`.
+        curvature: See `regularize`.
+        layers: See `regularize`. It takes the place of `optax.masked` and `optax.partition`, which
+            hide a part of the params and so can not wrap this transformation: a loss needs all.
+        rescale: See `regularize`.
+
+    Returns:
+        A gradient transformation whose `update` takes `value_fn`. Under `optax.MultiSteps`, which
+        runs the inner transformation on every mini-step and drops all results but the last, put
+        it before `MultiSteps` rather than inside.
+
+    Raises:
+        TypeError: If an argument has the wrong type; in `update`, if `value_fn` or `params` is
+            missing.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> import seht_jax as seht
+        >>> def value_fn(params):
+        ...     return jnp.sum(params**4)
+        >>> params = jnp.array([1.0, 2.0])
+        >>> tx = optax.chain(seht.add_hessian_trace(None, 0.1, jax.random.key(0)), optax.sgd(1.0))
+        >>> state = tx.init(params)
+        >>> gradients = jax.grad(value_fn)(params)
+        >>> updates, state = tx.update(gradients, state, params, value_fn=value_fn)
+        >>> [round(x, 3) for x in updates.tolist()]  # -(4 w^3 + 0.1 * 24 w)
+        [-6.4, -36.8]
+    """
+    penalty = make_penalty(
+        p, num_probes=num_probes, curvature=curvature, layers=layers, rescale=rescale
+    )
+    check_key(key)
+    check_count("every", every)
+    strength = lam if callable(lam) else as_scalar("lam", lam)
+
+    def init(params: PyTree) -> AddHessianTraceState:
+        layer_table(_complete(params), penalty.layers)
+        return AddHessianTraceState(key, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: PyTree,
+        state: AddHessianTraceState,
+        params: PyTree | None = None,
+        *,
+        value_fn: Callable[[PyTree], Array] | None = None,
+        **_extra_args: Any,
+    ) -> tuple[PyTree, AddHessianTraceState]:
+        if params is None or value_fn is None:
+            missing = "params" if params is None else "value_fn"
+            message = (
+                f"add_hessian_trace needs {missing}: call update(updates, state, params, "
+                "value_fn=value_fn), with value_fn(params) the scalar loss on the batch"
+            )
+            raise TypeError(message)
+        check_loss_fn("value_fn", value_fn)
+        loss, operands = close_loss(value_fn, _complete(params), (), {}, has_aux=False)
+        table = layer_table(params, penalty.layers)
+        next_key, step_key = jax.random.split(state.key)
+        active = True if every == 1 else state.count % every == 0
+        choices = draw(penalty, table, loss, operands, step_key, active)
+        chosen = range(len(operands) - loss.num_params, len(operands))
+        scale = as_scalar("lam", strength(state.count) if callable(strength) else strength)
+
+        def penalised(choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
+            terms = penalty_terms(penalty, table, loss, choices, operands, chosen)
+            return terms.estimate, terms.estimate_gradients
+
+        def plain(_choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
+            dtype = accumulation_dtype(loss.jaxpr.outvars[0].aval)
+            return jnp.zeros((), dtype), [jnp.zeros_like(operands[i]) for i in chosen]
+
+        estimate, gradients = switch(choices, penalised, plain, operands)
+        if choices.active is not None:
+            estimate = jnp.where(choices.active, estimate, state.estimate.astype(estimate.dtype))
+        gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
+        updates = jax.tree.map(
+            lambda update, gradient: update + (scale * gradient).astype(update.dtype),
+            updates,
+            gradients,
+        )
+        return updates, AddHessianTraceState(
+            next_key, optax.safe_increment(state.count), estimate.astype(jnp.float32)
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _complete(params: PyTree) -> PyTree:
+    """Return the params, refusing those of which a wrapper hides a part.
+
+    Raises:
+        TypeError: If a part is hidden.
+    """
+    hidden = [
+        leaf
+        for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode))
+        if isinstance(leaf, optax.MaskedNode)
+    ]
+    if hidden:
+        message = (
+            "add_hessian_trace was given params with optax.MaskedNode in them; optax.masked and "
+            "optax.partition can not wrap it, since the loss needs all params. Choose what is "
+            "probed with layers=, which returns None for a leaf that is not"
+        )
+        raise TypeError(message)
+    return params

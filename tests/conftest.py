@@ -1,0 +1,20 @@
+"""Settings of every test: eight CPU devices, strict dtypes, float64 for the library's tests."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def enable_x64():
+    """Compute in float64 unless a test asks for something else."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,74 @@
+"""The penalised loss written out, for JAX's own derivatives: what the library must equal."""
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from seht_jax.probes import (
+    draw_layers,
+    layer_table,
+    module_layer,
+    probe_probabilities,
+    sample_probe,
+)
+
+
+def probes(key, params, p, *, num_probes=1, layers=module_layer):
+    """Return the probes that `regularize` takes with this key, as pytrees like the params."""
+    p_layers, p_entries = probe_probabilities(p)
+    table = layer_table(params, layers)
+    leaves, structure = jax.tree.flatten(params)
+    key_layers, key_probes = jax.random.split(key)
+    drawn = draw_layers(key_layers, len(table.names), p_layers) if p_layers < 1 else None
+
+    def tree(key):
+        probe = sample_probe(key, leaves, table, p_entries, drawn)
+        return structure.unflatten(
+            [probe.get(i, jnp.zeros_like(leaf)) for i, leaf in enumerate(leaves)]
+        )
+
+    return [tree(key) for key in jax.random.split(key_probes, num_probes)]
+
+
+def inner(left, right):
+    return ravel_pytree(left)[0] @ ravel_pytree(right)[0]
+
+
+def dense_hessian(loss_fn, params, *args):
+    """Return the Hessian of a scalar loss over the flattened params."""
+    flat, unravel = ravel_pytree(params)
+    return jax.hessian(lambda flat: loss_fn(unravel(flat), *args))(flat)
+
+
+def dense_penalised(loss_fn, key, p, lam, **options):
+    """Penalise by the dense Hessian."""
+
+    def penalised(params, *args):
+        hessian = dense_hessian(loss_fn, params, *args)
+        forms = [
+            ravel_pytree(probe)[0] @ hessian @ ravel_pytree(probe)[0]
+            for probe in probes(key, params, p, **options)
+        ]
+        return loss_fn(params, *args) + lam * sum(forms) / len(forms)
+
+    return penalised
+
+
+def composed(loss_fn, key, p, lam, **options):
+    """Penalise by the literal composition: sigma times the derivative of the gradient."""
+
+    def penalised(params, *args, **kwargs):
+        def gradient(params):
+            return jax.grad(loss_fn)(params, *args, **kwargs)
+
+        forms = [
+            inner(probe, jax.jvp(gradient, (params,), (probe,))[1])
+            for probe in probes(key, params, p, **options)
+        ]
+        return loss_fn(params, *args, **kwargs) + lam * sum(forms) / len(forms)
+
+    return penalised
+
+
+def without_aux(loss_fn):
+    return lambda *args, **kwargs: loss_fn(*args, **kwargs)[0]

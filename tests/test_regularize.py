@@ -1,0 +1,316 @@
+"""The penalised loss and all its derivatives equal those of the formula."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from oracle import composed, dense_penalised, probes, without_aux
+
+import networks
+import seht_jax as seht
+
+KEY = jax.random.key(7)
+LAM = 0.3
+
+
+@pytest.fixture(params=networks.CASES)
+def case(request):
+    return networks.CASES[request.param]()
+
+
+@pytest.fixture
+def small():
+    loss_fn, params, batch = networks.mlp(jnp.tanh)
+    return networks.Case(without_aux(loss_fn), params, batch)
+
+
+def assert_close(actual, expected, rtol=1e-8):
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)
+
+
+# The formula
+
+
+@pytest.mark.parametrize(
+    ("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 1), ((1.0, 0.2), 2)]
+)
+def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
+    expected = dense_penalised(without_aux(case.loss_fn), KEY, p, LAM, num_probes=num_probes)
+    penalised = seht.regularize(case.loss_fn, KEY, p, LAM, num_probes=num_probes, has_aux=True)
+    (loss, _), gradients = jax.jit(jax.value_and_grad(penalised, has_aux=True))(
+        case.params, case.batch
+    )
+    assert_close(
+        (loss, gradients), jax.jit(jax.value_and_grad(expected))(case.params, case.batch)
+    )
+
+
+def test_the_penalty_has_a_gradient_in_every_layer(case):
+    plain = jax.grad(without_aux(case.loss_fn))(case.params, case.batch)
+    penalised = seht.regularize(without_aux(case.loss_fn), KEY, None, LAM)
+    gradients = jax.grad(penalised)(case.params, case.batch)
+    difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), gradients, plain)
+    largest_by_layer = [max(jax.tree.leaves(layer)) for layer in difference.values()]
+    assert min(largest_by_layer) > 1e-3
+
+
+def test_the_aux_is_that_of_the_loss(case):
+    penalised = seht.regularize(case.loss_fn, KEY, None, LAM, has_aux=True)
+    _, aux = penalised(case.params, case.batch)
+    assert_close(aux, case.loss_fn(case.params, case.batch)[1])
+
+
+def test_value_alone_and_value_with_gradient_agree(case):
+    penalised = seht.regularize(without_aux(case.loss_fn), KEY, None, LAM, num_probes=2)
+    value = penalised(case.params, case.batch)
+    assert_close(value, jax.value_and_grad(penalised)(case.params, case.batch)[0], 1e-12)
+
+
+# Derivatives by everything, in both modes
+
+
+@pytest.fixture
+def pair():
+    """A loss that reads params, an argument, a keyword and a captured value, two ways."""
+
+    def make(p):
+        def build(regularize):
+            def value(params, x, lam, captured, scale):
+                def loss_fn(params, x, *, scale):
+                    hidden = jnp.tanh(x @ params["w"]) * scale + captured
+                    return jnp.mean(hidden**3) + jnp.sum(params["b"] ** 4) * jnp.sum(captured)
+
+                return regularize(loss_fn, KEY, p, lam, num_probes=2)(params, x, scale=scale)
+
+            return value
+
+        return build(seht.regularize), build(composed)
+
+    return make
+
+
+INPUTS = (
+    {"w": jnp.array([[0.3, -0.7], [0.2, 0.9]]), "b": jnp.array([0.4, 0.1])},
+    jnp.array([[1.0, 2.0], [0.5, -1.0], [0.1, 0.2]]),
+    jnp.array(0.2),
+    jnp.array([0.7, -0.3]),
+    jnp.array(1.3),
+)
+
+
+@pytest.fixture
+def inputs():
+    return jax.tree.map(lambda x: jnp.asarray(x, float), INPUTS)
+
+
+TANGENTS = jax.tree.map(lambda x: 0.1 + jnp.sin(x), INPUTS)
+
+
+@pytest.mark.parametrize("p", [None, (0.5, 0.4)])
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        pytest.param(lambda f: jax.grad(f, argnums=(0, 1, 2, 3, 4)), id="reverse"),
+        pytest.param(lambda f: jax.jacfwd(f, argnums=(0, 1, 2, 3, 4)), id="forward"),
+        pytest.param(lambda f: jax.grad(f, argnums=1), id="reverse_by_an_argument_only"),
+        pytest.param(lambda f: jax.grad(f, argnums=2), id="reverse_by_lam_only"),
+        pytest.param(
+            lambda f: lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x)), id="jvp"
+        ),
+        pytest.param(
+            lambda f: lambda *x: jax.linearize(f, *x)[1](*jax.tree.map(jnp.cos, x)), id="linearize"
+        ),
+        pytest.param(lambda f: jax.hessian(f, argnums=(0, 2, 3)), id="hessian"),
+        pytest.param(lambda f: jax.grad(jax.checkpoint(f), argnums=(0, 3)), id="checkpoint"),
+    ],
+)
+def test_derivatives_by_every_input_are_those_of_the_composition(pair, inputs, p, derivative):
+    actual, expected = pair(p)
+    assert_close(jax.jit(derivative(actual))(*inputs), derivative(expected)(*inputs))
+
+
+def test_derivatives_through_the_aux_are_those_of_the_loss(small):
+    loss_fn, params, batch = networks.mlp(jnp.tanh)
+
+    def through_aux(loss_fn):
+        def value(params, image):
+            loss, aux = loss_fn(params, {**batch, "image": image})
+            return loss * 0.5 + jnp.sin(aux["mean_logit"])
+
+        return value
+
+    penalised = seht.regularize(loss_fn, KEY, None, LAM, has_aux=True)
+
+    def expected(params, batch):
+        plain = composed(without_aux(loss_fn), KEY, None, LAM)
+        return plain(params, batch), loss_fn(params, batch)[1]
+
+    for mode in (jax.grad, jax.jacfwd):
+        assert_close(
+            mode(through_aux(penalised), argnums=(0, 1))(params, batch["image"]),
+            mode(through_aux(expected), argnums=(0, 1))(params, batch["image"]),
+        )
+
+
+def test_the_estimate_carries_no_derivative(small):
+    penalised = seht.regularize(small.loss_fn, KEY, None, LAM, with_estimate=True)
+    gradients = jax.grad(lambda params: penalised(params, small.batch)[1].mean)(small.params)
+    chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, small.params))
+
+
+def test_the_estimate_is_what_lam_multiplies(small):
+    for p in (None, (0.6, 0.3)):
+        penalised = seht.regularize(small.loss_fn, KEY, p, LAM, num_probes=3, with_estimate=True)
+        loss, estimate = penalised(small.params, small.batch)
+        assert_close(loss, small.loss_fn(small.params, small.batch) + LAM * estimate.mean)
+        drawn = {
+            name
+            for probe in probes(KEY, small.params, p, num_probes=3)
+            for name, layer in probe.items()
+            if any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(layer))
+        }
+        assert estimate.layers_drawn == len(drawn)
+
+
+def test_aux_and_estimate_come_out_together():
+    loss_fn, params, batch = networks.mlp(jnp.tanh)
+    penalised = seht.regularize(loss_fn, KEY, None, LAM, has_aux=True, with_estimate=True)
+    (_, (aux, estimate)), _ = jax.value_and_grad(penalised, has_aux=True)(params, batch)
+    assert_close(aux, loss_fn(params, batch)[1])
+    assert isinstance(estimate, seht.PenaltyEstimate)
+
+
+# Limit cases
+
+
+@pytest.mark.parametrize("p", [None, 0.4])
+def test_lam_zero_is_the_plain_loss(small, p):
+    penalised = seht.regularize(small.loss_fn, KEY, p, 0.0)
+    chex.assert_trees_all_close(
+        jax.jit(jax.value_and_grad(penalised))(small.params, small.batch),
+        jax.jit(jax.value_and_grad(small.loss_fn))(small.params, small.batch),
+        rtol=1e-14,
+        atol=1e-14,
+    )
+
+
+def test_all_layers_and_all_entries_is_seht_h_for_the_same_signs(small):
+    values = [
+        jax.jit(jax.value_and_grad(seht.regularize(small.loss_fn, KEY, p, LAM)))(
+            small.params, small.batch
+        )
+        for p in (None, (1.0, 0.5))
+    ]
+    chex.assert_trees_all_equal(*values)
+
+
+def empty_draw_key(params, p):
+    for seed in range(100):
+        key = jax.random.key(seed)
+        if not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(probes(key, params, p))):
+            return key
+    pytest.fail("every key draws a layer")
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_an_inactive_penalty_is_exactly_the_plain_loss(small, traced):
+    def step(params, active):
+        penalised = seht.regularize(
+            small.loss_fn, KEY, None, LAM, active=active, with_estimate=True
+        )
+        return jax.value_and_grad(penalised, has_aux=True)(params, small.batch)
+
+    (loss, estimate), gradients = (
+        jax.jit(step)(small.params, False) if traced else step(small.params, False)
+    )
+    expected = jax.jit(jax.value_and_grad(small.loss_fn))(small.params, small.batch)
+    chex.assert_trees_all_close((loss, gradients), expected, rtol=1e-15)
+    assert (estimate.mean, estimate.layers_drawn) == (0, 0)
+
+
+def test_an_empty_draw_is_exactly_the_plain_loss(small):
+    key = empty_draw_key(small.params, 0.1)
+    penalised = seht.regularize(small.loss_fn, key, 0.1, LAM, with_estimate=True)
+    (loss, estimate), gradients = jax.value_and_grad(penalised, has_aux=True)(
+        small.params, small.batch
+    )
+    expected = jax.jit(jax.value_and_grad(small.loss_fn))(small.params, small.batch)
+    chex.assert_trees_all_close((loss, gradients), expected, rtol=1e-15)
+    assert (estimate.mean, estimate.layers_drawn) == (0, 0)
+
+
+def test_rescaling_divides_by_the_kept_share(small):
+    p = (0.6, 0.3)
+    estimates = [
+        seht.regularize(small.loss_fn, KEY, p, LAM, rescale=rescale, with_estimate=True)(
+            small.params, small.batch
+        )[1].mean
+        for rescale in (False, True)
+    ]
+    assert_close(estimates[1], estimates[0] / (0.6 * 2 * 0.3))
+
+
+def test_layers_left_out_are_not_probed_but_still_trained(small):
+    def only_first(path):
+        return "first" if path[0] == "first" else None
+
+    penalised = seht.regularize(small.loss_fn, KEY, None, LAM, layers=only_first)
+    expected = dense_penalised(small.loss_fn, KEY, None, LAM, layers=only_first)
+    gradients = jax.grad(penalised)(small.params, small.batch)
+    assert_close(gradients, jax.grad(expected)(small.params, small.batch))
+    plain = jax.grad(small.loss_fn)(small.params, small.batch)
+    assert jnp.abs(gradients["second"]["kernel"] - plain["second"]["kernel"]).max() > 1e-3
+
+
+# Compilation, dtypes, effects
+
+
+@pytest.mark.parametrize("p", [None, 0.3])
+def test_the_step_compiles_once(small, p):
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, batch, key, lam, count):
+        penalised = seht.regularize(small.loss_fn, key, p, lam, active=count % 2 == 0)
+        return jax.value_and_grad(penalised)(params, batch)
+
+    for i in range(3):
+        batch = {**small.batch, "image": small.batch["image"] + i}
+        step(small.params, batch, jax.random.key(i), jnp.asarray(0.1 * i), jnp.asarray(i))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_gradients_have_the_dtypes_of_the_params(dtype):
+    loss_fn, params, batch = networks.mlp(jnp.tanh)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    batch = {**batch, "image": batch["image"].astype(dtype)}
+    penalised = seht.regularize(
+        without_aux(loss_fn), KEY, (0.9, 0.4), 0.1, with_estimate=True, num_probes=2
+    )
+    (loss, estimate), gradients = jax.jit(jax.value_and_grad(penalised, has_aux=True))(
+        params, batch
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradients, params)
+    assert loss.dtype == dtype
+    assert estimate.mean.dtype == jnp.float32
+
+
+def test_bfloat16_params_accumulate_the_estimate_in_float32():
+    # 4,096 ones: a bfloat16 sum would stop at 256.
+    params = jnp.ones(4096, jnp.bfloat16)
+
+    def loss_fn(params):
+        return 0.5 * jnp.sum(params.astype(jnp.float32) ** 2)
+
+    penalised = seht.regularize(loss_fn, KEY, None, 1.0, with_estimate=True)
+    assert penalised(params)[1].mean == 4096
+
+
+def test_a_step_without_a_penalty_prints_once(capfd):
+    def loss_fn(params):
+        jax.debug.print("the loss is evaluated")
+        return jnp.sum(params**2)
+
+    penalised = seht.regularize(loss_fn, KEY, None, LAM, active=jnp.asarray(False))
+    jax.jit(jax.grad(penalised))(jnp.ones(2)).block_until_ready()
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("the loss is evaluated") == 1
