@@ -243,6 +243,7 @@ def demo_table(results: Results) -> Group:
             f"{trace:.2f} ± {trace_error:.2f}",
             f"{ratio:.2f}x",
         )
+    heading = f"Mean ± standard error over {seeds} seeds, at the last epoch"
     remarks = (
         "tr(H): trace of the Hessian of the cross-entropy at the end, on the whole training set as "
         "one batch, BatchNorm in training mode. "

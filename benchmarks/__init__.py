@@ -1,0 +1,1 @@
+"""Measurements of what the penalty costs; `python -m benchmarks --help`."""
