@@ -244,7 +244,7 @@ def _train_and_log(
             kept = (
                 "There is no checkpoint." if saved is None else f"Newest checkpoint: step {saved}."
             )
-            raise DivergedError(f"{error} Newest checkpoint: {kept}.") from error
+            raise DivergedError(f"{error} {kept}") from error
     return state
 
 
