@@ -4,15 +4,16 @@ Everything else in the library is written against JAX's public API. When a JAX r
 these, this file is the only one to change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
 from jax._src.core import NamedAxisEffect  # no public name in jax 0.10 or 0.11
+from jax.core import AbstractValue
 from jax.extend import core, source_info_util
 
 
-def communicated_axes(jaxpr: core.Jaxpr) -> tuple[str, ...]:
+def communicated_axes(jaxpr: core.Jaxpr) -> tuple[Hashable, ...]:
     """Return the named axes in scope that a jaxpr communicates over, sorted.
 
     Collectives carry the axis as an effect, and whatever binds an axis (a nested `shard_map` or
@@ -25,7 +26,8 @@ def communicated_axes(jaxpr: core.Jaxpr) -> tuple[str, ...]:
     Returns:
         Axis names; empty when every device can run the jaxpr by itself.
     """
-    return tuple(sorted(e.name for e in jaxpr.effects if isinstance(e, NamedAxisEffect)))
+    names = (effect.name for effect in jaxpr.effects if isinstance(effect, NamedAxisEffect))
+    return tuple(sorted(names, key=str))
 
 
 def varying_axes(value: Any) -> frozenset[str]:
@@ -37,7 +39,7 @@ def varying_axes(value: Any) -> frozenset[str]:
     Returns:
         Axis names; empty outside of `shard_map`, under `check_vma=False`, and under `pmap`.
     """
-    aval = value if isinstance(value, jax.core.AbstractValue) else jax.typeof(value)
+    aval = value if isinstance(value, AbstractValue) else jax.typeof(value)
     manual_axis_type = getattr(aval, "manual_axis_type", None)
     return frozenset() if manual_axis_type is None else frozenset(manual_axis_type.varying)
 

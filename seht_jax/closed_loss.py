@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import eval_jaxpr
 from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
@@ -32,6 +34,12 @@ class ClosedLoss:
     num_params: int
     restore_aux: Callable[[Sequence[Array]], PyTree]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the loss."""
+        loss: Any = self.jaxpr.outvars[0].aval
+        return loss.dtype
+
     def __call__(self, operands: Sequence[Array]) -> tuple[Float[Array, ""], list[Array]]:
         """Evaluate the loss.
 
@@ -42,9 +50,7 @@ class ClosedLoss:
             The loss, and the arrays of the aux.
         """
         num_captured = len(self.jaxpr.constvars)
-        loss, *aux = jax.core.eval_jaxpr(
-            self.jaxpr, operands[:num_captured], *operands[num_captured:]
-        )
+        loss, *aux = eval_jaxpr(self.jaxpr, operands[:num_captured], *operands[num_captured:])
         return loss, aux
 
     def params_of(self, operands: Sequence[Array]) -> Sequence[Array]:
@@ -159,17 +165,16 @@ _ARRAY = object()  # stands for an array among the leaves of the aux
 
 def _split_result(result: Any, *, has_aux: bool) -> tuple[Array, PyTree]:
     if has_aux:
-        if not isinstance(result, tuple) or len(result) != 2:  # noqa: PLR2004 (a pair)
+        if not isinstance(result, tuple) or len(result) != 2:
             message = f"with has_aux=True, loss_fn must return (loss, aux), got {_describe(result)}"
             raise TypeError(message)
         loss, aux = result
     else:
         loss, aux = result, None
-    if isinstance(loss, tuple | list | dict) or not hasattr(loss, "dtype"):
-        if not isinstance(loss, float):
-            hint = "; pass has_aux=True" if isinstance(loss, tuple) else ""
-            message = f"loss_fn must return a real scalar, got {_describe(loss)}{hint}"
-            raise TypeError(message)
+    if not isinstance(loss, float) and not hasattr(loss, "dtype"):
+        hint = "; pass has_aux=True" if isinstance(loss, tuple) else ""
+        message = f"loss_fn must return a real scalar, got {_describe(loss)}{hint}"
+        raise TypeError(message)
     loss = jnp.asarray(loss)
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         message = f"loss_fn must return a real scalar, got dtype {loss.dtype}"

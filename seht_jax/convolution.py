@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.extend import core
 from jax.extend.core.primitives import conv_general_dilated_p
 
@@ -40,8 +41,9 @@ def canonical_on_cpu(function: Callable[..., Result]) -> Callable[..., Result]:
         >>> def convolve(image, kernel):
         ...     return jax.lax.conv(image, kernel, (1, 1), "SAME")
         >>> image, kernel = jnp.ones((1, 3, 4, 4)), jnp.ones((2, 3, 3, 3))
-        >>> bool(jnp.array_equal(canonical_on_cpu(convolve)(image, kernel),
-        ...                      convolve(image, kernel)))
+        >>> bool(
+        ...     jnp.array_equal(canonical_on_cpu(convolve)(image, kernel), convolve(image, kernel))
+        ... )
         True
     """
 
@@ -54,18 +56,16 @@ def canonical_on_cpu(function: Callable[..., Result]) -> Callable[..., Result]:
                 *closed.consts,
                 *leaves,
                 cpu=functools.partial(_evaluate, closed.jaxpr, evaluate=_canonical_jaxpr),
-                default=functools.partial(_evaluate, closed.jaxpr, evaluate=jax.core.eval_jaxpr),
+                default=functools.partial(_evaluate, closed.jaxpr, evaluate=eval_jaxpr),
             )
         else:
-            results = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
+            results = eval_jaxpr(closed.jaxpr, closed.consts, *leaves)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return canonical
 
 
-def _evaluate(
-    jaxpr: core.Jaxpr, *operands: Any, evaluate: Callable[..., list[Any]]
-) -> list[Any]:
+def _evaluate(jaxpr: core.Jaxpr, *operands: Any, evaluate: Callable[..., list[Any]]) -> list[Any]:
     num_consts = len(jaxpr.constvars)
     return evaluate(jaxpr, operands[:num_consts], *operands[num_consts:])
 
@@ -93,7 +93,7 @@ def _gains(equation: core.JaxprEqn) -> bool:
     # Grouped (depthwise) and 3-D backward convolutions were measured to be faster left alone.
     params = equation.params
     return (
-        len(params["window_strides"]) <= 2  # noqa: PLR2004
+        len(params["window_strides"]) <= 2
         and params["feature_group_count"] == params["batch_group_count"] == 1
     )
 
@@ -142,9 +142,9 @@ def _canonical_parameter(parameter: Any) -> Any:
 
 
 def _has_convolution(jaxpr: core.Jaxpr) -> bool:
-    return any(
-        equation.primitive is conv_general_dilated_p for equation in jaxpr.eqns
-    ) or any(map(_has_convolution, core.subjaxprs(jaxpr)))
+    return any(equation.primitive is conv_general_dilated_p for equation in jaxpr.eqns) or any(
+        map(_has_convolution, core.subjaxprs(jaxpr))
+    )
 
 
 def _is_jaxpr(value: Any) -> bool:

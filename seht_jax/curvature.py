@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
@@ -137,16 +138,16 @@ def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> 
     )
 
 
-def accumulation_dtype(loss: Array) -> Any:
+def accumulation_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype for sums over the parameters: the loss's, and at least float32.
 
     Args:
-        loss: The loss.
+        dtype: The dtype of the loss.
 
     Returns:
-        The dtype.
+        The dtype of the sums.
     """
-    return loss.dtype if jnp.finfo(loss.dtype).bits >= 32 else jnp.dtype(jnp.float32)  # noqa: PLR2004
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _along_probe(
@@ -175,7 +176,7 @@ def _along_probe(
         derivative, ({i: operands[i] for i in probe},), (probe,), has_aux=True
     )
     estimate = inner_product(
-        list(probe.values()), [slopes[i] for i in probe], accumulation_dtype(value)
+        list(probe.values()), [slopes[i] for i in probe], accumulation_dtype(value.dtype)
     )
     return QuadraticFormTerms(
         value,

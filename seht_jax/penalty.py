@@ -8,24 +8,23 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seht_jax._compat import communicated_axes, varying_axes
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.convolution import canonical_on_cpu
-from seht_jax.curvature import QuadraticFormTerms, quadratic_form_terms
+from seht_jax.curvature import QuadraticFormTerms, accumulation_dtype, quadratic_form_terms
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,
     ProbeProbability,
     draw_layers,
-    layer_table,
     probe_probabilities,
     sample_probe,
 )
@@ -226,6 +225,21 @@ def penalty_terms(
     return terms._replace(estimate=estimate, estimate_gradients=estimate_gradients)
 
 
+def add_scaled(value: Array, lam: Array, estimate: Array) -> Array:
+    """Add lambda times the estimate, or its gradient, to the loss, or its gradient.
+
+    Args:
+        value: An array.
+        lam: The strength.
+        estimate: An array of the same shape.
+
+    Returns:
+        The sum, computed in at least float32, in the dtype of `value`.
+    """
+    dtype = accumulation_dtype(value.dtype)
+    return (value.astype(dtype) + lam.astype(dtype) * estimate.astype(dtype)).astype(value.dtype)
+
+
 def check_loss_fn(name: str, loss_fn: Any) -> None:
     """Check that an argument is a function.
 
@@ -346,7 +360,7 @@ def as_flag(name: str, value: Any) -> bool | Bool[Array, ""]:
     return jnp.asarray(value)
 
 
-def _of_first_device(value: Array, axes: tuple[str, ...]) -> Array:
+def _of_first_device(value: Array, axes: tuple[Hashable, ...]) -> Array:
     """Return the first device's value on all devices along some axes."""
     if not axes:
         return value

@@ -5,14 +5,14 @@ per parameter; SEHT-D draws some of the layers and, in them, some of the entries
 Q(p)). A *layer* is a group of leaves, or of slices of leaves, that is drawn together.
 """
 
+import collections
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
@@ -78,8 +78,10 @@ def layer_names(params: PyTree, layers: LayerFunction = module_layer) -> tuple[s
 
     Example:
         >>> import jax.numpy as jnp
-        >>> params = {"Dense_0": {"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))},
-        ...           "scale": jnp.ones(())}
+        >>> params = {
+        ...     "Dense_0": {"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))},
+        ...     "scale": jnp.ones(()),
+        ... }
         >>> layer_names(params)
         ('Dense_0', 'scale')
         >>> layer_names(params, lambda path: None if path[-1] == "bias" else path[-1])
@@ -94,17 +96,17 @@ class LayerTable:
 
     Attributes:
         names: The names of the layers.
-        indices: For each leaf, integers into `names` that broadcast against the leaf, or `None`
-            for a leaf that is not probed.
+        indices: For each leaf that is probed, by its position, integers into `names` that
+            broadcast against the leaf.
     """
 
     names: tuple[str, ...]
-    indices: tuple[np.ndarray | None, ...]
+    indices: Mapping[int, np.ndarray]
 
     @property
     def probed(self) -> tuple[int, ...]:
         """The positions of the leaves that are probed."""
-        return tuple(i for i, index in enumerate(self.indices) if index is not None)
+        return tuple(self.indices)
 
 
 def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
@@ -122,14 +124,17 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
         ValueError: If no layer is left to probe, or a stacked axis does not fit its leaf.
     """
     ids: dict[str, int] = {}
-    indices: list[np.ndarray | None] = []
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = _path_names(key_path)
-        match layers(path):
+    indices: dict[int, np.ndarray] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    siblings = collections.Counter(key_path[:-1] for key_path, _ in leaves)
+    for position, (key_path, leaf) in enumerate(leaves):
+        path = _path_names(key_path, alone=siblings[key_path[:-1]] == 1)
+        layer: Any = layers(path)
+        match layer:
             case None:
-                indices.append(None)
+                pass
             case str(name):
-                indices.append(np.asarray(ids.setdefault(name, len(ids))))
+                indices[position] = np.asarray(ids.setdefault(name, len(ids)))
             case Stacked(name=name, axis=axis):
                 if not -leaf.ndim <= axis < leaf.ndim:
                     message = (
@@ -140,11 +145,11 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
                 names = [f"{name}[{i}]" for i in range(leaf.shape[axis])]
                 stack = np.asarray([ids.setdefault(name, len(ids)) for name in names], int)
                 others = [i for i in range(leaf.ndim) if i != axis % leaf.ndim]
-                indices.append(np.expand_dims(stack, others))
-            case other:
+                indices[position] = np.expand_dims(stack, others)
+            case _:
                 message = (
                     "layers must return the name of a layer, seht_jax.Stacked, or None for a leaf "
-                    f"that is not probed; for {'/'.join(path)} it returned {other!r}"
+                    f"that is not probed; for {'/'.join(path)} it returned {layer!r}"
                 )
                 raise TypeError(message)
     if not ids:
@@ -153,7 +158,7 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
             "every one of them"
         )
         raise ValueError(message)
-    return LayerTable(tuple(ids), tuple(indices))
+    return LayerTable(tuple(ids), indices)
 
 
 def probe_probabilities(p: ProbeProbability) -> tuple[float, float]:
@@ -172,7 +177,7 @@ def probe_probabilities(p: ProbeProbability) -> tuple[float, float]:
     if p is None:
         return 1.0, 0.5
     if isinstance(p, tuple | list):
-        if len(p) != 2:  # noqa: PLR2004 (a pair)
+        if len(p) != 2:
             message = f"p must be None, a number, or a pair (p_layers, p_entries), got {p!r}"
             raise ValueError(message)
         p_layers, p_entries = p
@@ -188,7 +193,7 @@ def probe_probabilities(p: ProbeProbability) -> tuple[float, float]:
     if not 0 < p_layers <= 1:
         message = f"p_layers, the probability of a layer, must be in (0, 1], got {p_layers!r}"
         raise ValueError(message)
-    if not 0 < p_entries <= 0.5:  # noqa: PLR2004 (Q(0.5) has no zeros)
+    if not 0 < p_entries <= 0.5:
         message = (
             "p_entries, the probability of +1 and that of -1, must be in (0, 0.5], got "
             f"{p_entries!r}; a pair p=(p_layers, p_entries) sets the two apart"
@@ -248,7 +253,7 @@ def sparse_signs(
     """
     key_signs, key_kept = jax.random.split(key)
     signs = jax.random.rademacher(key_signs, tuple(shape), dtype, out_sharding=out_sharding)
-    if p == 0.5:  # noqa: PLR2004 (nothing is zero)
+    if p == 0.5:
         return signs
     kept = jax.random.bernoulli(key_kept, 2 * p, tuple(shape), out_sharding=out_sharding)
     return signs * kept.astype(dtype)
@@ -275,14 +280,19 @@ def sample_probe(
         shardings.
     """
     sampler = functools.partial(sparse_signs, p=p_entries)
-    signs = optax.tree.random_like(key, {i: leaves[i] for i in table.probed}, sampler)
+    signs = cast(
+        dict[int, Array],
+        optax.tree.random_like(key, {i: leaves[i] for i in table.probed}, sampler),
+    )
     if drawn is not None:
         signs = {i: sign * drawn[table.indices[i]].astype(sign.dtype) for i, sign in signs.items()}
     return {i: as_varying(sign, varying_axes(leaves[i])) for i, sign in signs.items()}
 
 
-def _path_names(key_path: tuple[Any, ...]) -> tuple[str, ...]:
-    boxed = len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value")
+def _path_names(key_path: tuple[Any, ...], *, alone: bool) -> tuple[str, ...]:
+    # A box holds nothing but its value; next to a query and a key, `value` is a leaf's own name.
+    is_value = len(key_path) > 1 and key_path[-1] == jax.tree_util.GetAttrKey("value")
+    boxed = is_value and alone
     return tuple(
         jax.tree_util.keystr((entry,), simple=True)
         for entry in (key_path[:-1] if boxed else key_path)

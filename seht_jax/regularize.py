@@ -15,6 +15,7 @@ from seht_jax.curvature import accumulation_dtype, inner_product
 from seht_jax.penalty import (
     Draw,
     Penalty,
+    add_scaled,
     as_flag,
     as_scalar,
     check_key,
@@ -75,7 +76,8 @@ def regularize(
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe::
 
-        penalised = seht.regularize(loss_fn, key, p, lam)      # wrong: the key is a constant
+        penalised = seht.regularize(loss_fn, key, p, lam)  # wrong: the key is a constant
+
 
         @jax.jit
         def train_step(params, batch):
@@ -194,9 +196,9 @@ def _penalised_loss(
             choices: Draw, lam: Array, operands: Sequence[Array]
         ) -> tuple[Array, Array, list[Array], list[Array]]:
             terms = penalty_terms(penalty, table, loss, choices, operands, chosen)
-            value = _add_scaled(terms.loss, lam, terms.estimate)
+            value = add_scaled(terms.loss, lam, terms.estimate)
             gradients = [
-                _add_scaled(gradient, lam, estimate_gradient)
+                add_scaled(gradient, lam, estimate_gradient)
                 for gradient, estimate_gradient in zip(
                     terms.gradients, terms.estimate_gradients, strict=True
                 )
@@ -215,7 +217,7 @@ def _penalised_loss(
             (value, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(
                 [operands[i] for i in chosen]
             )
-            zero = jnp.zeros((), accumulation_dtype(value))
+            zero = jnp.zeros((), accumulation_dtype(value.dtype))
             return value, as_varying(zero, varying_axes(value)), aux, gradients
 
         return switch(choices, penalised, plain, lam, operands)
@@ -233,7 +235,7 @@ def _penalised_loss(
         chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
         value, estimate, aux, gradients = evaluate(choices, lam, operands, chosen)
         _check_marked(operands, chosen, value)
-        dtype = accumulation_dtype(value)
+        dtype = accumulation_dtype(value.dtype)
         slope = inner_product(gradients, [operand_tangents[i] for i in chosen], dtype)
         if not isinstance(lam_tangent, SymbolicZero):
             slope += estimate * lam_tangent.astype(dtype)
@@ -244,11 +246,6 @@ def _penalised_loss(
     value_of.defjvp(derivative, symbolic_zeros=True)
     axes = varying_axes(loss.jaxpr.outvars[0].aval)
     return value_of(choices, as_varying(lam, axes), operands)
-
-
-def _add_scaled(value: Array, lam: Array, estimate: Array) -> Array:
-    dtype = accumulation_dtype(value)
-    return (value.astype(dtype) + lam.astype(dtype) * estimate.astype(dtype)).astype(value.dtype)
 
 
 def _check_marked(operands: Sequence[Array], chosen: Sequence[int], value: Array) -> None:

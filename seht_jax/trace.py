@@ -148,7 +148,7 @@ def masked_trace(
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
         leaves = loss.params_of(operands)
-        dtype = accumulation_dtype(loss.jaxpr.outvars[0].aval)
+        dtype = accumulation_dtype(loss.dtype)
 
         def sample(key: PRNGKeyArray) -> Float[Array, ""]:
             key_layers, key_probe = jax.random.split(key)
@@ -212,7 +212,7 @@ def layer_traces(
     def estimate(params: PyTree, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
-        dtype = accumulation_dtype(loss.jaxpr.outvars[0].aval)
+        dtype = accumulation_dtype(loss.dtype)
 
         def sample(key: PRNGKeyArray) -> Float[Array, " layers"]:
             probe = sample_probe(key, loss.params_of(operands), table, 0.5, None)
@@ -270,7 +270,7 @@ def exact_trace(
     def trace(params: PyTree, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         leaves = loss.params_of(operands)
-        dtype = accumulation_dtype(loss.jaxpr.outvars[0].aval)
+        dtype = accumulation_dtype(loss.dtype)
 
         def diagonal_entry(leaf: int, entry: Array) -> Array:
             shape, leaf_dtype = leaves[leaf].shape, leaves[leaf].dtype
@@ -315,7 +315,7 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
     if jnp.ndim(logits) < 1:
         message = f"logits must have an axis of classes, got shape {jnp.shape(logits)}"
         raise ValueError(message)
-    probabilities = jax.nn.softmax(logits.astype(accumulation_dtype(logits)), axis=-1)
+    probabilities = jax.nn.softmax(logits.astype(accumulation_dtype(logits.dtype)), axis=-1)
     return jnp.mean(1 - jnp.sum(probabilities**2, axis=-1))
 
 
@@ -351,8 +351,8 @@ def _sum_by_layer(
     for i, direction in probe.items():
         index = table.indices[i]
         terms = direction.astype(dtype) * product[i].astype(dtype)
-        others = tuple(axis for axis in range(terms.ndim) if index.ndim == 0 or index.shape[axis] == 1)
-        totals = totals.at[index.reshape(index.shape and -1)].add(terms.sum(others))
+        others = [axis for axis in range(terms.ndim) if not index.ndim or index.shape[axis] == 1]
+        totals = totals.at[index.ravel()].add(terms.sum(others))
     return totals
 
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import close_loss
 from seht_jax.curvature import accumulation_dtype
 from seht_jax.penalty import (
     Draw,
+    add_scaled,
     as_scalar,
     check_count,
     check_key,
@@ -35,7 +37,7 @@ class AddHessianTraceState(NamedTuple):
     """
 
     key: PRNGKeyArray
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride] (optax's name for it)
     estimate: Float[Array, ""]
 
 
@@ -109,7 +111,7 @@ def add_hessian_trace(
 
     def update(
         updates: PyTree,
-        state: AddHessianTraceState,
+        state: Any,
         params: PyTree | None = None,
         *,
         value_fn: Callable[[PyTree], Array] | None = None,
@@ -129,6 +131,7 @@ def add_hessian_trace(
         active = True if every == 1 else state.count % every == 0
         choices = draw(penalty, table, loss, operands, step_key, active)
         chosen = range(len(operands) - loss.num_params, len(operands))
+        axes = varying_axes(loss.jaxpr.outvars[0].aval)
         scale = as_scalar("lam", strength(state.count) if callable(strength) else strength)
 
         def penalised(choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
@@ -136,20 +139,18 @@ def add_hessian_trace(
             return terms.estimate, terms.estimate_gradients
 
         def plain(_choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
-            dtype = accumulation_dtype(loss.jaxpr.outvars[0].aval)
-            return jnp.zeros((), dtype), [jnp.zeros_like(operands[i]) for i in chosen]
+            zero = as_varying(jnp.zeros((), accumulation_dtype(loss.dtype)), axes)
+            return zero, [jnp.zeros_like(operands[i]) for i in chosen]
 
         estimate, gradients = switch(choices, penalised, plain, operands)
         if choices.active is not None:
             estimate = jnp.where(choices.active, estimate, state.estimate.astype(estimate.dtype))
         gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
         updates = jax.tree.map(
-            lambda update, gradient: update + (scale * gradient).astype(update.dtype),
-            updates,
-            gradients,
+            lambda update, gradient: add_scaled(update, scale, gradient), updates, gradients
         )
         return updates, AddHessianTraceState(
-            next_key, optax.safe_increment(state.count), estimate.astype(jnp.float32)
+            next_key, jnp.asarray(optax.safe_increment(state.count)), estimate.astype(jnp.float32)
         )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -3,10 +3,10 @@
 import chex
 import jax
 import jax.numpy as jnp
+import networks
 import pytest
 from oracle import composed, dense_penalised, probes, without_aux
 
-import networks
 import seht_jax as seht
 
 KEY = jax.random.key(7)
@@ -40,9 +40,7 @@ def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
     (loss, _), gradients = jax.jit(jax.value_and_grad(penalised, has_aux=True))(
         case.params, case.batch
     )
-    assert_close(
-        (loss, gradients), jax.jit(jax.value_and_grad(expected))(case.params, case.batch)
-    )
+    assert_close((loss, gradients), jax.jit(jax.value_and_grad(expected))(case.params, case.batch))
 
 
 def test_the_penalty_has_a_gradient_in_every_layer(case):
@@ -114,9 +112,7 @@ TANGENTS = jax.tree.map(lambda x: 0.1 + jnp.sin(x), INPUTS)
         pytest.param(lambda f: jax.jacfwd(f, argnums=(0, 1, 2, 3, 4)), id="forward"),
         pytest.param(lambda f: jax.grad(f, argnums=1), id="reverse_by_an_argument_only"),
         pytest.param(lambda f: jax.grad(f, argnums=2), id="reverse_by_lam_only"),
-        pytest.param(
-            lambda f: lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x)), id="jvp"
-        ),
+        pytest.param(lambda f: lambda *x: jax.jvp(f, x, jax.tree.map(jnp.cos, x)), id="jvp"),
         pytest.param(
             lambda f: lambda *x: jax.linearize(f, *x)[1](*jax.tree.map(jnp.cos, x)), id="linearize"
         ),

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -53,13 +54,14 @@ def load_tfds_images(name: str, data_dir: Path | None, validation_size: int) -> 
         MissingDataError: if the data are not there or not in the array_record format.
     """
     builder = tfds.builder_from_directory(_find_version(name, data_dir or DEFAULT_DATA_DIR))
+    features: Any = builder.info.features
     images, labels = _read(builder, "train")
     train, validation = stratified_holdout(labels, validation_size, _SPLIT_SEED)
     return make_dataset(
         train=(images[train], labels[train]),
         validation=(images[validation], labels[validation]),
         test=_read(builder, "test"),
-        num_classes=builder.info.features["label"].num_classes,
+        num_classes=features["label"].num_classes,
     )
 
 
@@ -94,9 +96,12 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np
             "without TensorFlow.\n" + _HOW_TO_GET_IT.format(name=builder.name)
         )
     with _quiet_absl():
-        source = builder.as_data_source(split=split)
+        features: Any = builder.info.features
+        # TFDS's decorator hides the method's signature from type checkers.
+        as_data_source: Any = builder.as_data_source
+        source = as_data_source(split=split)
         labels = np.empty(len(source), np.int32)
-        images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+        images = np.empty((len(source), *features["image"].shape), np.uint8)
         for index, example in enumerate(source):
             images[index] = example["image"]
             labels[index] = example["label"]

@@ -1,5 +1,7 @@
 """Handwritten digits: 1,797 real images of 8x8 pixels that come with scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 from sklearn import datasets
 
@@ -16,7 +18,7 @@ def load_digits() -> Dataset:
     Returns:
         The data set; pixels are integers from 0 to 16, images ``(8, 8, 1)``.
     """
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()
     images = bunch.images.astype(np.uint8)[..., np.newaxis]
     labels = bunch.target
     rest, test = stratified_holdout(labels, TEST_SIZE, _SPLIT_SEED)

@@ -1,6 +1,7 @@
 """From the name of a network to the network."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 
@@ -24,7 +25,7 @@ def build_model(
     Returns:
         The module.
     """
-    arguments = {"num_classes": num_classes, "width": config.width}
+    arguments: dict[str, Any] = {"num_classes": num_classes, "width": config.width}
     for part in method:
         arguments = part.model(**arguments)
     return NETWORKS[config.network](**arguments)

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,7 @@ class Evaluator:
         def sums(
             params: PyTree, batch_stats: PyTree, split: Split, size: Int[Array, ""]
         ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            logits = model.apply(
+            logits: Any = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 normalise(split.images, dataset.mean, dataset.standard_deviation),
                 train=False,

@@ -1,7 +1,7 @@
 """Checkpoints of a run, by Orbax."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -60,7 +60,7 @@ class Checkpoints:
             The state that was written, bit for bit.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _with_key_data(like))
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             self._manager.latest_step(), args=ocp.args.StandardRestore(template)
         )
         return TrainState(*restored)._replace(key=jax.random.wrap_key_data(restored.key))

@@ -1,12 +1,14 @@
 """What a run consists of between two steps, and the optimizer."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from experiments.config import OptimizerConfig
@@ -44,7 +46,12 @@ def make_optimizer(
     Returns:
         The transformation of gradients.
     """
-    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    cosine = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+
+    def schedule(count: ArrayLike) -> ArrayLike:
+        # Optax compares the integer count with a float, which strict dtype promotion refuses.
+        return cosine(jnp.asarray(count, jnp.float32))
+
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
@@ -72,7 +79,8 @@ def init_state(
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     images = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = model.init(init_key, images, train=False)
+    # Jitted: run eagerly, every operation is compiled for itself, which takes longer.
+    variables = jax.jit(partial(model.init, train=False))(init_key, images)
     return TrainState(
         params=variables["params"],
         batch_stats=variables["batch_stats"],

@@ -104,7 +104,7 @@ def make_train_step(
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         metrics = outputs.metrics | {
             "objective": objective,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         next_state = TrainState(
             params=optax.apply_updates(state.params, updates),

@@ -1,0 +1,60 @@
+"""Settings and small configurations of the experiments' tests; they compute in float32."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.config import ModelConfig, TrainConfig
+from experiments.data.load import load_dataset
+
+
+@pytest.fixture(autouse=True)
+def enable_x64():
+    """Leave float64 off, as in a real run."""
+    return
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset(TrainConfig().data)
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(digits):
+    """The digits with 40 training images."""
+    train = type(digits.train)(*(array[:40] for array in digits.train))
+    return digits._replace(train=train)
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    """Two epochs of ten steps, which can be interrupted in the middle."""
+    return TrainConfig(
+        name="tiny",
+        model=ModelConfig(width=2),
+        epochs=2,
+        batch_size=100,
+        trace_examples=20,
+        trace_probes=2,
+        log_every=3,
+        checkpoint_every=4,
+        run_dir=tmp_path / "run",
+    )
+
+
+@pytest.fixture
+def plain(tiny_config):
+    return dataclasses.replace(tiny_config, method=())
+
+
+@pytest.fixture(scope="session")
+def checkout():
+    return Path(__file__).parents[2]

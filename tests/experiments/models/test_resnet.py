@@ -1,0 +1,99 @@
+"""The residual networks."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.config import ModelConfig
+from experiments.models.build import build_model
+from experiments.models.resnet import (
+    digits_resnet,
+    resnet18,
+    torch_default_bias_init,
+    torch_default_kernel_init,
+)
+
+
+def shapes(model, image_shape):
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    return jax.eval_shape(
+        lambda key, images: model.init_with_output(key, images, train=True),
+        jax.random.key(0),
+        images,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "image_shape", "expected"),
+    [
+        (resnet18(10), (32, 32, 3), 11_173_962),
+        (resnet18(100), (32, 32, 3), 11_220_132),
+        (digits_resnet(10, width=8), (8, 8, 1), 5_122),
+    ],
+)
+def test_number_of_parameters(model, image_shape, expected):
+    _, variables = shapes(model, image_shape)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
+
+
+@pytest.mark.parametrize("num_classes", [2, 10])
+@pytest.mark.parametrize(
+    ("model", "image_shape"), [(resnet18, (32, 32, 3)), (digits_resnet, (8, 8, 1))]
+)
+def test_logits_have_one_column_per_class(model, image_shape, num_classes):
+    logits, _ = shapes(model(num_classes, width=4), image_shape)
+    assert logits.shape == (2, num_classes)
+
+
+def test_bfloat16_computes_float32_logits_from_float32_params():
+    with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm promotes implicitly
+        logits, variables = shapes(digits_resnet(10, dtype=jnp.bfloat16), (8, 8, 1))
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_stages_halve_the_image_and_double_the_channels():
+    model = resnet18(10, width=2)
+    images = jnp.zeros((1, 32, 32, 3))
+    _, state = jax.eval_shape(
+        lambda key: model.init_with_output(key, images, train=False, capture_intermediates=True),
+        jax.random.key(0),
+    )
+    blocks = state["intermediates"]
+    found = [blocks[f"stage{i}_block2"]["__call__"][0].shape[1:] for i in (1, 2, 3, 4)]
+    assert found == [(32, 32, 2), (16, 16, 4), (8, 8, 8), (4, 4, 16)]
+
+
+def test_weights_are_uniform_within_one_over_the_root_of_fan_in():
+    shape = (3, 3, 16, 64)
+    weights = np.asarray(torch_default_kernel_init()(jax.random.key(0), shape))
+    bound = (3 * 3 * 16) ** -0.5
+    assert bound * 0.99 < np.abs(weights).max() <= bound
+    assert weights.std() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_bias_is_uniform_within_one_over_the_root_of_fan_in():
+    bias = np.asarray(torch_default_bias_init(25)(jax.random.key(0), (10_000,)))
+    assert 0.199 < np.abs(bias).max() <= 0.2
+    assert bias.std() == pytest.approx(0.2 / 3**0.5, rel=0.02)
+
+
+def test_running_statistics_move_by_a_tenth():
+    model = digits_resnet(10, width=2)
+    images = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    _, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    stem = model.apply(
+        variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
+    )[1]["intermediates"]["stem_conv"]["__call__"][0]
+    np.testing.assert_allclose(
+        updated["batch_stats"]["stem_norm"]["mean"], 0.1 * stem.mean((0, 1, 2)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("network", ["digits-resnet", "resnet18"])
+def test_every_network_of_the_configuration_is_built(network):
+    assert build_model(ModelConfig(network=network, width=3), num_classes=7).num_classes == 7

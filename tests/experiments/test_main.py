@@ -1,0 +1,85 @@
+"""The command line."""
+
+import pytest
+
+from experiments import __main__ as command_line
+from experiments.regularizers import SehtD
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The configurations that would be trained."""
+    configs = []
+
+    def train_network(config, console):
+        configs.append(config)
+        return {
+            "name": config.name,
+            "method": ["plain"],
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "steps": 10,
+            "training_seconds": 1.0,
+            "median_step_time": 0.1,
+            "test_loss": 0.25,
+            "test_accuracy": 0.75,
+        }
+
+    monkeypatch.setattr(command_line, "train_network", train_network)
+    return configs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["demo", "train"]),
+        (["demo"], ["--seeds", "--epochs", "--output-dir"]),
+        (["train"], ["digits", "cifar10-small"]),
+        (
+            ["train", "cifar10-small"],
+            ["--data-dir", "--seed", "--run-dir", "--method", "--width", "--learning-rate"],
+        ),
+    ],
+)
+def test_help(capsys, arguments, words):
+    with pytest.raises(SystemExit, match="0"):
+        command_line.main([*arguments, "--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in words)
+
+
+def test_a_preset_is_trained_with_the_settings_given(trained, capsys):
+    arguments = ["train", "digits", "--seed", "3", "--width", "4", "--method", "seht-d:lam=1e-2"]
+    assert command_line.main(arguments) == 0
+    (config,) = trained
+    assert (config.name, config.seed, config.model.width) == ("digits", 3, 4)
+    assert config.method == (SehtD(lam=1e-2),)
+    assert "75.00 %" in capsys.readouterr().out
+
+
+def test_plain_is_a_method(trained):
+    command_line.main(["train", "cifar10-small", "--method", "plain"])
+    assert trained[0].method == ()
+
+
+def test_a_method_that_is_not_known_is_named(trained, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["train", "digits", "--method", "saht"])
+    captured = capsys.readouterr()
+    assert "saht" in captured.out + captured.err
+
+
+def test_missing_data_are_explained_without_a_traceback(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["train", "cifar10-small", "--data-dir", str(tmp_path)]) == 1
+    assert "Pass --data-dir" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config, console):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "train_network", interrupted)
+    assert command_line.main(["train", "digits"]) == 130
+    assert "The same command goes on from the last checkpoint" in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""Whole runs: log, resumption, divergence."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import pytest
+
+from experiments.config import OptimizerConfig
+from experiments.errors import ConfigMismatchError, DivergedError
+from experiments.regularizers import SehtD, SehtH
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.logging import RunLog, read_log
+from experiments.training.loop import build_experiment, train
+
+TIMES = {"seconds", "step_time"}
+
+
+def last_state(config, dataset):
+    state = build_experiment(config, dataset).init(0)
+    with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 20
+        state = checkpoints.restore(state)
+    return state._replace(key=jax.random.key_data(state.key))
+
+
+def log_of(config):
+    rows = read_log(config.run_dir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def interrupt_at(monkeypatch, step):
+    """Let Ctrl-C be pressed when the log reaches a step."""
+    write = RunLog.write
+
+    def interrupted(self, row_step, row):
+        write(self, row_step, row)
+        if row_step >= step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "write", interrupted)
+
+
+@pytest.mark.parametrize("step", [3, 9, 10])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tiny_config, tmp_path, digits, console, monkeypatch, step
+):
+    config = dataclasses.replace(tiny_config, method=(SehtD(lam=1e-4, p=0.5),))
+    whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
+    expected = train(whole, console)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, console)
+    found = train(config, console)
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole, digits))
+    assert log_of(config) == log_of(whole)
+    volatile = {"training_seconds", "median_step_time"}
+    assert {name: found[name] for name in found.keys() - volatile} == {
+        name: expected[name] for name in expected.keys() - volatile
+    }
+    if step > 4:  # the first checkpoint
+        assert "Going on from step" in console.file.getvalue()
+
+
+def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
+    first = train(plain, console)
+    monkeypatch.setattr("experiments.training.loop.build_experiment", None)
+    assert train(plain, console) == first
+    assert "This run is finished" in console.file.getvalue()
+
+
+def test_log_and_result(plain, console):
+    result = train(plain, console)
+    rows = read_log(plain.run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20]
+    assert {"loss", "objective", "accuracy", "gradient_norm", "epoch", *TIMES} <= rows[0].keys()
+    assert [row["step"] for row in rows if "validation/loss" in row] == [10, 20]
+    assert list((plain.run_dir / "tensorboard").iterdir())
+    assert json.loads((plain.run_dir / "result.json").read_text()) == result
+    assert result["validation_loss"] == rows[-1]["validation/loss"]
+    assert {"train_loss", "test_loss", "test_accuracy", "trace"} <= result.keys()
+
+
+def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, console):
+    train(plain, console)
+    before = {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
+    changed = dataclasses.replace(
+        plain, seed=7, optimizer=OptimizerConfig(learning_rate=0.5), method=(SehtH(),)
+    )
+    with pytest.raises(ConfigMismatchError) as caught:
+        train(changed, console)
+    message = str(caught.value)
+    assert "seed: there 0, asked for 7" in message
+    assert "optimizer.learning_rate: there 0.05, asked for 0.5" in message
+    assert "method: there ['plain'], asked for ['seht-h:" in message
+    assert "epochs" not in message
+    assert "--run-dir" in message
+    assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
+
+
+def test_a_directory_of_something_else_is_refused(plain, console):
+    plain.run_dir.mkdir()
+    (plain.run_dir / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigMismatchError, match="not empty and holds no"):
+        train(plain, console)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_run_that_diverges_stops_and_says_where(plain, console):
+    wild = OptimizerConfig(learning_rate=1e30, clip_norm=0.0)
+    config = dataclasses.replace(plain, optimizer=wild, checkpoint_every=1)
+    with pytest.raises(DivergedError) as caught:
+        train(config, console)
+    message = str(caught.value)
+    assert "diverged at step 2 (" in message
+    assert "the steps up to 1 were finite" in message
+    assert "learning rate" in message
+    assert "Newest checkpoint: step 1." in message
+    assert not (config.run_dir / "result.json").exists()
+
+
+def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_log(path) == [{"step": 1, "loss": 2.0}]

@@ -1,0 +1,111 @@
+"""One training step."""
+
+import dataclasses
+from typing import ClassVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.config import OptimizerConfig
+from experiments.regularizers import Regularizer, SehtD, SehtH
+from experiments.training.loop import build_experiment
+from experiments.training.state import make_optimizer
+from experiments.training.step import epoch_order
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(Regularizer):
+    """Writes down which hooks are called."""
+
+    calls: ClassVar[set[str]] = set()
+
+    def model(self, **arguments):
+        self.calls.add("model")
+        return arguments
+
+    def augment(self, _key, batch):
+        self.calls.add("augment")
+        return batch
+
+    def loss(self, _logits, _labels):
+        self.calls.add("loss")
+        return jnp.zeros(())
+
+    def objective(self, loss_fn, _key, step):
+        self.calls.add("objective")
+
+        def with_metric(params):
+            loss, outputs = loss_fn(params)
+            return loss, outputs.with_metrics(recorded=step.astype(jnp.float32))
+
+        return with_metric
+
+    def optimizer(self, tx):
+        self.calls.add("optimizer")
+        return tx
+
+
+def start(config, dataset, **changes):
+    experiment = build_experiment(dataclasses.replace(config, **changes), dataset)
+    state = experiment.init(0)
+    order = epoch_order(state.key, 0, dataset.train.labels)
+    return experiment, state, order
+
+
+def test_every_hook_is_called_and_metrics_of_methods_reach_the_log(plain, tiny_digits):
+    Recording.calls.clear()
+    experiment, state, order = start(plain, tiny_digits, method=(Recording(),), batch_size=20)
+    state, metrics = experiment.train_step(state, tiny_digits.train, order)
+    assert Recording.calls == {"model", "augment", "loss", "objective", "optimizer"}
+    assert float(metrics["recorded"]) == 0
+
+
+@pytest.mark.parametrize("method", [SehtH(lam=0.0), SehtD(lam=0.0)])
+def test_a_penalty_of_strength_0_changes_nothing(plain, tiny_digits, method):
+    results = []
+    for each in ((), (method,)):
+        experiment, state, order = start(plain, tiny_digits, method=each, batch_size=20)
+        results.append(experiment.train_step(state, tiny_digits.train, order)[0])
+    chex.assert_trees_all_close(results[0].params, results[1].params, rtol=1e-4, atol=1e-6)
+    # The penalty's passes write no running statistics.
+    chex.assert_trees_all_close(results[0].batch_stats, results[1].batch_stats, rtol=1e-5)
+
+
+def test_the_penalty_changes_the_step(plain, tiny_digits):
+    results = []
+    for each in ((), (SehtH(lam=1e-3),)):
+        experiment, state, order = start(plain, tiny_digits, method=each, batch_size=20)
+        results.append(experiment.train_step(state, tiny_digits.train, order)[0].params)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, *results))
+    assert float(difference) > 1e-4
+
+
+def test_the_step_compiles_once(plain, tiny_digits):
+    experiment, state, order = start(plain, tiny_digits, method=(SehtD(),), batch_size=20)
+    for _ in range(3):
+        state, _ = experiment.train_step(state, tiny_digits.train, order)
+    assert experiment.train_step._cache_size() == 1
+
+
+def test_an_epoch_takes_every_image_once(tiny_digits):
+    orders = [epoch_order(jax.random.key(0), i, tiny_digits.train.labels) for i in (0, 1)]
+    assert all(np.array_equal(np.sort(order), np.arange(40)) for order in orders)
+    assert not np.array_equal(*orders)
+
+
+@pytest.mark.parametrize(("clip_norm", "expected"), [(0.0, 1000.0), (1.0, 1.0)])
+def test_clipping_is_optional(clip_norm, expected):
+    config = OptimizerConfig(learning_rate=1.0, weight_decay=0.0, clip_norm=clip_norm)
+    tx = make_optimizer(config, num_steps=10)
+    params = {"w": jnp.zeros(())}
+    updates, _ = tx.update({"w": jnp.asarray(1000.0)}, tx.init(params), params)
+    assert float(updates["w"]) == pytest.approx(-expected)
+
+
+def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
+    with pytest.raises(ValueError, match="batch_size 100 is larger than the 40 training images"):
+        build_experiment(plain, tiny_digits)
