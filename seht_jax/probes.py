@@ -241,6 +241,10 @@ def sparse_signs(
     Returns:
         The sample.
 
+    Raises:
+        TypeError: If `p` is not a Python number.
+        ValueError: If `p` is out of its range.
+
     Example:
         >>> import jax
         >>> sample = sparse_signs(jax.random.key(0), (100_000,), p=0.1)
@@ -251,6 +255,7 @@ def sparse_signs(
         Liu, Yu and Lin, *Regularizing Deep Neural Networks with Stochastic Estimators of Hessian
         Trace* (2022), section 3.3 and Eq. (12).
     """
+    _, p = probe_probabilities((1.0, p))
     key_signs, key_kept = jax.random.split(key)
     signs = jax.random.rademacher(key_signs, tuple(shape), dtype, out_sharding=out_sharding)
     if p == 0.5:

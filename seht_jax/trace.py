@@ -280,6 +280,8 @@ def exact_trace(
 
         total = jnp.zeros((), dtype)
         for leaf in layer_table(params, layers).probed:
+            if not leaves[leaf].size:
+                continue
             entries = jnp.arange(leaves[leaf].size)
             diagonal = jax.lax.map(
                 functools.partial(diagonal_entry, leaf), entries, batch_size=chunk_size

@@ -1,9 +1,12 @@
 """The penalised loss written out, for JAX's own derivatives: what the library must equal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+import networks
 from seht_jax.probes import (
     draw_layers,
     layer_table,
@@ -38,6 +41,14 @@ def dense_hessian(loss_fn, params, *args):
     """Return the Hessian of a scalar loss over the flattened params."""
     flat, unravel = ravel_pytree(params)
     return jax.hessian(lambda flat: loss_fn(unravel(flat), *args))(flat)
+
+
+@functools.cache
+def case_with_hessian(name):
+    """Return a network of `networks.CASES` and the Hessian of its loss."""
+    case = networks.CASES[name]()
+    hessian = jax.jit(functools.partial(dense_hessian, without_aux(case.loss_fn)))
+    return case, hessian(case.params, case.batch)
 
 
 def dense_penalised(loss_fn, key, p, lam, **options):

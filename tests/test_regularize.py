@@ -32,7 +32,7 @@ def assert_close(actual, expected, rtol=1e-8):
 
 
 @pytest.mark.parametrize(
-    ("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 1), ((1.0, 0.2), 2)]
+    ("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 2)]
 )
 def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
     expected = dense_penalised(without_aux(case.loss_fn), KEY, p, LAM, num_probes=num_probes)
@@ -44,9 +44,9 @@ def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
 
 
 def test_the_penalty_has_a_gradient_in_every_layer(case):
-    plain = jax.grad(without_aux(case.loss_fn))(case.params, case.batch)
+    plain = jax.jit(jax.grad(without_aux(case.loss_fn)))(case.params, case.batch)
     penalised = seht.regularize(without_aux(case.loss_fn), KEY, None, LAM)
-    gradients = jax.grad(penalised)(case.params, case.batch)
+    gradients = jax.jit(jax.grad(penalised))(case.params, case.batch)
     difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), gradients, plain)
     largest_by_layer = [max(jax.tree.leaves(layer)) for layer in difference.values()]
     assert min(largest_by_layer) > 1e-3
@@ -54,14 +54,14 @@ def test_the_penalty_has_a_gradient_in_every_layer(case):
 
 def test_the_aux_is_that_of_the_loss(case):
     penalised = seht.regularize(case.loss_fn, KEY, None, LAM, has_aux=True)
-    _, aux = penalised(case.params, case.batch)
-    assert_close(aux, case.loss_fn(case.params, case.batch)[1])
+    _, aux = jax.jit(penalised)(case.params, case.batch)
+    assert_close(aux, jax.jit(case.loss_fn)(case.params, case.batch)[1])
 
 
 def test_value_alone_and_value_with_gradient_agree(case):
     penalised = seht.regularize(without_aux(case.loss_fn), KEY, None, LAM, num_probes=2)
-    value = penalised(case.params, case.batch)
-    assert_close(value, jax.value_and_grad(penalised)(case.params, case.batch)[0], 1e-12)
+    value = jax.jit(penalised)(case.params, case.batch)
+    assert_close(value, jax.jit(jax.value_and_grad(penalised))(case.params, case.batch)[0], 1e-12)
 
 
 # Derivatives by everything, in both modes
@@ -122,7 +122,7 @@ TANGENTS = jax.tree.map(lambda x: 0.1 + jnp.sin(x), INPUTS)
 )
 def test_derivatives_by_every_input_are_those_of_the_composition(pair, inputs, p, derivative):
     actual, expected = pair(p)
-    assert_close(jax.jit(derivative(actual))(*inputs), derivative(expected)(*inputs))
+    assert_close(jax.jit(derivative(actual))(*inputs), jax.jit(derivative(expected))(*inputs))
 
 
 def test_derivatives_through_the_aux_are_those_of_the_loss(small):
@@ -143,21 +143,22 @@ def test_derivatives_through_the_aux_are_those_of_the_loss(small):
 
     for mode in (jax.grad, jax.jacfwd):
         assert_close(
-            mode(through_aux(penalised), argnums=(0, 1))(params, batch["image"]),
-            mode(through_aux(expected), argnums=(0, 1))(params, batch["image"]),
+            jax.jit(mode(through_aux(penalised), argnums=(0, 1)))(params, batch["image"]),
+            jax.jit(mode(through_aux(expected), argnums=(0, 1)))(params, batch["image"]),
         )
 
 
 def test_the_estimate_carries_no_derivative(small):
     penalised = seht.regularize(small.loss_fn, KEY, None, LAM, with_estimate=True)
-    gradients = jax.grad(lambda params: penalised(params, small.batch)[1].mean)(small.params)
+    mean = jax.jit(lambda params: penalised(params, small.batch)[1].mean)
+    gradients = jax.grad(mean)(small.params)
     chex.assert_trees_all_equal(gradients, jax.tree.map(jnp.zeros_like, small.params))
 
 
 def test_the_estimate_is_what_lam_multiplies(small):
     for p in (None, (0.6, 0.3)):
         penalised = seht.regularize(small.loss_fn, KEY, p, LAM, num_probes=3, with_estimate=True)
-        loss, estimate = penalised(small.params, small.batch)
+        loss, estimate = jax.jit(penalised)(small.params, small.batch)
         assert_close(loss, small.loss_fn(small.params, small.batch) + LAM * estimate.mean)
         drawn = {
             name
@@ -171,8 +172,9 @@ def test_the_estimate_is_what_lam_multiplies(small):
 def test_aux_and_estimate_come_out_together():
     loss_fn, params, batch = networks.mlp(jnp.tanh)
     penalised = seht.regularize(loss_fn, KEY, None, LAM, has_aux=True, with_estimate=True)
-    (_, (aux, estimate)), _ = jax.value_and_grad(penalised, has_aux=True)(params, batch)
-    assert_close(aux, loss_fn(params, batch)[1])
+    step = jax.jit(jax.value_and_grad(penalised, has_aux=True))
+    (_, (aux, estimate)), _ = step(params, batch)
+    assert_close(aux, jax.jit(loss_fn)(params, batch)[1])
     assert isinstance(estimate, seht.PenaltyEstimate)
 
 
@@ -227,7 +229,7 @@ def test_an_inactive_penalty_is_exactly_the_plain_loss(small, traced):
 def test_an_empty_draw_is_exactly_the_plain_loss(small):
     key = empty_draw_key(small.params, 0.1)
     penalised = seht.regularize(small.loss_fn, key, 0.1, LAM, with_estimate=True)
-    (loss, estimate), gradients = jax.value_and_grad(penalised, has_aux=True)(
+    (loss, estimate), gradients = jax.jit(jax.value_and_grad(penalised, has_aux=True))(
         small.params, small.batch
     )
     expected = jax.jit(jax.value_and_grad(small.loss_fn))(small.params, small.batch)
@@ -238,7 +240,7 @@ def test_an_empty_draw_is_exactly_the_plain_loss(small):
 def test_rescaling_divides_by_the_kept_share(small):
     p = (0.6, 0.3)
     estimates = [
-        seht.regularize(small.loss_fn, KEY, p, LAM, rescale=rescale, with_estimate=True)(
+        jax.jit(seht.regularize(small.loss_fn, KEY, p, LAM, rescale=rescale, with_estimate=True))(
             small.params, small.batch
         )[1].mean
         for rescale in (False, True)
@@ -252,9 +254,9 @@ def test_layers_left_out_are_not_probed_but_still_trained(small):
 
     penalised = seht.regularize(small.loss_fn, KEY, None, LAM, layers=only_first)
     expected = dense_penalised(small.loss_fn, KEY, None, LAM, layers=only_first)
-    gradients = jax.grad(penalised)(small.params, small.batch)
-    assert_close(gradients, jax.grad(expected)(small.params, small.batch))
-    plain = jax.grad(small.loss_fn)(small.params, small.batch)
+    gradients = jax.jit(jax.grad(penalised))(small.params, small.batch)
+    assert_close(gradients, jax.jit(jax.grad(expected))(small.params, small.batch))
+    plain = jax.jit(jax.grad(small.loss_fn))(small.params, small.batch)
     assert jnp.abs(gradients["second"]["kernel"] - plain["second"]["kernel"]).max() > 1e-3
 
 
@@ -263,6 +265,8 @@ def test_layers_left_out_are_not_probed_but_still_trained(small):
 
 @pytest.mark.parametrize("p", [None, 0.3])
 def test_the_step_compiles_once(small, p):
+    chex.clear_trace_counter()
+
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(params, batch, key, lam, count):

@@ -4,7 +4,9 @@ import dataclasses
 import io
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 from rich.console import Console
 
 from experiments.config import ModelConfig, TrainConfig
@@ -15,6 +17,23 @@ from experiments.data.load import load_dataset
 def enable_x64():
     """Leave float64 off, as in a real run."""
     return
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compile what several tests compile, a resumed run's step for one, only once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache_module.reset_cache()
+        if values is settings:
+            yield
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,257 @@
+"""The penalised loss over eight devices: one global loss, or one loss for each device."""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import chex
+import collectives
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import seht_jax as seht
+
+KEY = jax.random.key(3)
+LAM = 0.3
+MESH = collectives.MESH
+PROBABILITIES = pytest.mark.parametrize("p", [None, (0.6, 0.4)], ids=["seht_h", "seht_d"])
+FORMS = pytest.mark.parametrize("form", ["check_vma", "no_check_vma", "pmap"])
+
+
+def assert_close(actual, expected, rtol=1e-9):
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)
+
+
+def loss_fn(params, batch):
+    hidden = jnp.tanh(batch["image"] @ params["first"]["kernel"])
+    loss = jnp.mean((hidden @ params["second"]["kernel"] - batch["target"]) ** 2)
+    return loss, {"hidden": hidden.mean(0)}
+
+
+@pytest.fixture
+def data():
+    return collectives.data()
+
+
+def penalised_step(loss_fn, p):
+    def step(params, batch, key):
+        penalised = seht.regularize(loss_fn, key, p, LAM, has_aux=True, with_estimate=True)
+        return jax.value_and_grad(penalised, has_aux=True)(params, batch)
+
+    return step
+
+
+# jit: the Hessian of the global loss
+
+
+def sharded(tree, mesh=MESH):
+    return jax.device_put(tree, NamedSharding(mesh, P("data")))
+
+
+@PROBABILITIES
+def test_a_sharded_batch_gives_what_one_device_does(data, p):
+    params, batch = data
+    step = jax.jit(penalised_step(loss_fn, p))
+    expected = step(params, batch, KEY)
+    assert_close(step(params, sharded(batch), KEY), expected)
+
+
+def test_a_sharded_batch_gives_what_one_device_does_for_a_convolutional_network():
+    conv_loss, params, batch = networks.conv_net()
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x + x]), batch)
+    batch = {**batch, "label": batch["label"] % 3}
+    step = jax.jit(penalised_step(conv_loss, (0.9, 0.4)))
+    assert_close(step(params, sharded(batch), KEY), step(params, batch, KEY))
+
+
+@PROBABILITIES
+@pytest.mark.parametrize("params_axis", ["model", "data"])
+def test_gradients_of_sharded_params_are_sharded_as_the_plain_ones(data, p, params_axis):
+    params, batch = data
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    specs = {"first": {"kernel": P(None, params_axis)}, "second": {"kernel": P(params_axis)}}
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    step = jax.jit(penalised_step(loss_fn, p))
+    expected = step(params, batch, KEY)
+    params, batch = jax.device_put(params, shardings), sharded(batch, mesh)
+    actual = step(params, batch, KEY)
+    assert_close(actual, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual[1], params)
+    plain = jax.jit(jax.grad(lambda *args: loss_fn(*args)[0]))(params, batch)
+    # Where params and batch share an axis, XLA may gather the plain gradients too.
+    for like in (plain, params) if params_axis == "model" else (plain,):
+        for gradient, leaf in zip(*map(jax.tree.leaves, (actual[1], like)), strict=True):
+            assert gradient.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+# shard_map and pmap: the mean over the devices of each one's penalised loss
+
+
+def shards(batch):
+    return jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), batch)
+
+
+def mean_over_shards(p, params, batch, keys):
+    each = jax.jit(jax.vmap(penalised_step(loss_fn, p), (None, 0, 0)))
+    return jax.tree.map(lambda x: x.mean(0), each(params, shards(batch), keys))
+
+
+def device_step(p, *, check_vma, per_device, capture):
+    """A step inside a map over the devices; gradients are averaged by the documented rule."""
+
+    def step(params, batch, key):
+        if per_device:
+            key = jax.random.fold_in(key, lax.axis_index("data"))
+        options = {"has_aux": True, "with_estimate": True}
+        if capture:
+            captured = seht.regularize(lambda p: loss_fn(p, batch), key, p, LAM, **options)
+        else:
+            penalised = seht.regularize(loss_fn, key, p, LAM, **options)
+
+        def mean_loss(params):
+            loss, extras = captured(params) if capture else penalised(params, batch)
+            return lax.pmean(loss, "data") if check_vma else loss, extras
+
+        (loss, extras), gradients = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        extras = jax.tree.map(lambda x: x.astype(float), extras)
+        averaged = lax.pmean(extras, "data")
+        if not check_vma:
+            loss, gradients = lax.pmean((loss, gradients), "data")
+        return ((loss, averaged), gradients), jnp.zeros((1,))
+
+    return step
+
+
+@FORMS
+@PROBABILITIES
+@pytest.mark.parametrize("per_device", [False, True], ids=["one_key", "key_per_device"])
+def test_a_map_over_devices_gives_the_mean_over_shards(data, form, p, per_device):
+    step = device_step(p, check_vma=form == "check_vma", per_device=per_device, capture=False)
+    actual, _ = collectives.mapped(form, step)(*data, KEY)
+    fold = jax.vmap(functools.partial(jax.random.fold_in, KEY))
+    keys = fold(jnp.arange(8)) if per_device else jnp.stack([KEY] * 8)
+    assert_close(actual, mean_over_shards(p, *data, keys))
+
+
+@FORMS
+def test_the_batch_of_a_device_may_be_captured(data, form):
+    step = device_step((0.6, 0.4), check_vma=form == "check_vma", per_device=True, capture=True)
+    actual, _ = collectives.mapped(form, step)(*data, KEY)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, KEY))(jnp.arange(8))
+    assert_close(actual, mean_over_shards((0.6, 0.4), *data, keys))
+
+
+def in_shard_map(step):
+    return jax.jit(jax.shard_map(step, mesh=MESH, in_specs=(P(), P("data"), P()), out_specs=P()))
+
+
+def test_a_captured_replicated_value_that_is_differentiated_is_refused(data):
+    def step(params, batch, key):
+        def value(scale):
+            def scaled(params):
+                return scale * loss_fn(params, batch)[0]
+
+            return lax.pmean(seht.regularize(scaled, key, None, LAM)(params), "data")
+
+        return jax.grad(value)(jnp.asarray(2.0))
+
+    with pytest.raises(ValueError, match=r"value of shape \(\) that it captures .* as an argument"):
+        in_shard_map(step)(*data, KEY)
+
+
+def test_a_replicated_argument_that_is_differentiated_gets_the_sum_over_devices(data):
+    def step(params, batch, key):
+        def value(scale):
+            def scaled(params, scale):
+                return scale * loss_fn(params, batch)[0]
+
+            penalised = seht.regularize(scaled, key, None, LAM)
+            return lax.pmean(penalised(params, scale), "data")
+
+        return jax.value_and_grad(value)(jnp.asarray(2.0))
+
+    value, slope = in_shard_map(step)(*data, KEY)
+    assert_close(slope, value / 2)
+
+
+# Losses that communicate
+
+
+@FORMS
+@pytest.mark.parametrize("name", collectives.LOSSES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_loss_that_communicates_has_the_hessian_of_the_global_loss(data, form, name, seed):
+    params, batch = data
+    key = jax.random.key(seed)
+    step = collectives.gradient_step(collectives.LOSSES[name], None, check_vma=form == "check_vma")
+    actual, _ = collectives.mapped(form, step)(params, batch, key)
+
+    @jax.jit
+    def global_step(params):
+        # One shard that is the whole batch: the mean over an axis of size one.
+        return jax.value_and_grad(
+            lambda params: jax.vmap(
+                lambda batch: seht.regularize(collectives.LOSSES[name], key, (0.5, 0.5), 0.1)(
+                    params, batch
+                ),
+                axis_name="data",
+            )(jax.tree.map(lambda x: x[None], batch))[0]
+        )(params)
+
+    assert_close(actual, global_step(params))
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """The forms that finished within the time limit, with the layers that each device drew."""
+    script = pathlib.Path(__file__).with_name("collectives.py")
+    root = script.parent.parent
+    try:
+        run = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            timeout=150,
+            check=False,
+            cwd=root,
+            env={"PYTHONPATH": str(root), "PATH": "", "JAX_ENABLE_X64": "1"},
+        )
+        output, errors = run.stdout, run.stderr
+    except subprocess.TimeoutExpired as expired:
+        output, errors = expired.stdout or b"", expired.stderr or b""
+    lines = [json.loads(line) for line in output.decode().splitlines()]
+    return {tuple(case): drawn for *case, drawn in lines}, errors.decode()[-2000:]
+
+
+@FORMS
+@pytest.mark.parametrize("name", collectives.LOSSES)
+@pytest.mark.parametrize("by", ["key", "active"])
+def test_devices_that_communicate_draw_the_same_layers(finished, form, name, by):
+    cases, errors = finished
+    assert (name, form, by) in cases, f"did not finish: {errors}"
+    drawn = np.asarray(cases[name, form, by])
+    assert drawn.shape == (6, 8)
+    assert (drawn == drawn[:, :1]).all()
+    assert len(np.unique(drawn)) > 1
+
+
+# Sharding in the types
+
+
+@PROBABILITIES
+def test_an_explicit_mesh_gives_what_one_device_does(data, p):
+    params, batch = data
+    expected = jax.jit(penalised_step(loss_fn, p))(params, batch, KEY)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        actual = jax.jit(penalised_step(loss_fn, p))(
+            jax.device_put(params, NamedSharding(mesh, P())), sharded(batch, mesh), KEY
+        )
+    assert_close(actual, expected)
