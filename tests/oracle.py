@@ -4,9 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import networks
 from jax.flatten_util import ravel_pytree
 
-import networks
 from seht_jax.probes import (
     draw_layers,
     layer_table,

@@ -36,7 +36,7 @@ def test_the_loss_may_be_a_constant(value):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
 def test_it_knows_the_dtype_of_the_loss(dtype):
-    assert close(lambda params: jnp.sum(params), jnp.ones(2, dtype))[0].dtype == dtype
+    assert close(jnp.sum, jnp.ones(2, dtype))[0].dtype == dtype
 
 
 def test_captured_tracers_become_operands():

@@ -12,7 +12,6 @@ from jax.extend import core
 
 from seht_jax.convolution import _canonical_jaxpr, canonical_on_cpu
 
-KEY = jax.random.key(6)
 LAYOUTS = {
     1: [("NCH", "OIH", "NCH"), ("NHC", "HIO", "NHC"), ("HNC", "OHI", "CNH")],
     2: [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NHWC"), ("CWNH", "HOWI", "HCNW")],
@@ -30,7 +29,11 @@ SETTINGS = {
 }
 
 
-def convolution(ndim, layout, settings, dtype=None):
+def normal(shape, dtype=float):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)
+
+
+def convolution(ndim, layout, settings, dtype=float):
     """Return a convolution and its operands, of sizes that differ along every axis."""
     options = {
         name: value[:ndim] if isinstance(value, tuple) else value
@@ -43,8 +46,8 @@ def convolution(ndim, layout, settings, dtype=None):
     image = [{"N": 2 * batches, "C": 3 * features, **sizes}[axis] for axis in layout[0]]
     kernel = [{"O": 4 * features * batches, "I": 3, **window}[axis] for axis in layout[1]]
     operands = (
-        jax.random.normal(KEY, image, dtype or float),
-        jax.random.normal(jax.random.fold_in(KEY, 1), kernel, dtype or float),
+        normal(image, dtype),
+        normal(kernel, dtype),
     )
 
     def convolve(image, kernel):
@@ -216,16 +219,15 @@ STRUCTURES = {
     "vmap": lambda x, k: jax.vmap(square, (None, 0))(x, jnp.stack([k, 2 * k])),
     "vmap_images": lambda x, k: jax.vmap(square, (0, None))(jnp.stack([x, 2 * x]), k),
     "map": lambda x, k: lax.map(lambda k: square(x, k), jnp.stack([k, 2 * k])),
-    "consts": lambda x, k: square(x, k) + square(jnp.ones((1, 2, 3, 3)), np.ones((2, 2, 3, 3))).sum(),
+    "consts": lambda x, k: (
+        square(x, k) + square(jnp.ones((1, 2, 3, 3)), np.ones((2, 2, 3, 3))).sum()
+    ),
 }
 FORWARD_ONLY = ("while_loop", "while_condition")
 
 
 def operands_of_square():
-    return (
-        jax.random.normal(KEY, (1, 2, 4, 5)),
-        jax.random.normal(jax.random.fold_in(KEY, 1), (2, 2, 3, 3)),
-    )
+    return normal((1, 2, 4, 5)), normal((2, 2, 3, 3))
 
 
 def value_and_gradients(name):

@@ -3,13 +3,13 @@
 import chex
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from oracle import case_with_hessian, without_aux
 
-import networks
 import seht_jax as seht
 from seht_jax.curvature import accumulation_dtype, inner_product
 

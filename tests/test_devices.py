@@ -218,7 +218,7 @@ def finished():
         run = subprocess.run(
             [sys.executable, str(script)],
             capture_output=True,
-            timeout=150,
+            timeout=240,
             check=False,
             cwd=root,
             env={"PYTHONPATH": str(root), "PATH": "", "JAX_ENABLE_X64": "1"},

@@ -26,7 +26,7 @@ def assert_within(mean, expected, variance, count):
     assert np.all(np.abs(np.asarray(mean) - expected) <= 4 * np.sqrt(variance / count))
 
 
-# Q(p)
+# The distribution Q
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.3, 0.5])

@@ -31,9 +31,7 @@ def assert_close(actual, expected, rtol=1e-8):
 # The formula
 
 
-@pytest.mark.parametrize(
-    ("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 2)]
-)
+@pytest.mark.parametrize(("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 2)])
 def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
     expected = dense_penalised(without_aux(case.loss_fn), KEY, p, LAM, num_probes=num_probes)
     penalised = seht.regularize(case.loss_fn, KEY, p, LAM, num_probes=num_probes, has_aux=True)

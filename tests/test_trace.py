@@ -5,12 +5,12 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
 from oracle import case_with_hessian, without_aux
 
-import networks
 import seht_jax as seht
 from seht_jax.probes import draw_layers, layer_table, module_layer, sample_probe
 
@@ -70,9 +70,9 @@ def test_the_exact_trace_is_the_dense_one_and_the_sum_over_layers(name):
 
     traces = jax.jit(
         lambda *args: {
-            layer: seht.exact_trace(
-                case.loss_fn, has_aux=True, chunk_size=7, layers=only(layer)
-            )(*args)
+            layer: seht.exact_trace(case.loss_fn, has_aux=True, chunk_size=7, layers=only(layer))(
+                *args
+            )
             for layer in members
         }
     )(case.params, case.batch)
@@ -104,9 +104,9 @@ def test_the_output_trace_is_at_least_float32():
 @pytest.mark.parametrize("name", networks.CASES)
 def test_hutchinson_is_within_its_known_deviation(name):
     case, hessian, _ = dense_parts(name)
-    estimate = jax.jit(
-        seht.hutchinson_trace(case.loss_fn, KEY, num_probes=PROBES, has_aux=True)
-    )(case.params, case.batch)
+    estimate = jax.jit(seht.hutchinson_trace(case.loss_fn, KEY, num_probes=PROBES, has_aux=True))(
+        case.params, case.batch
+    )
     variance = 2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2))
     assert_estimates(estimate, np.trace(hessian), variance)
 

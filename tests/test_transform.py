@@ -3,12 +3,12 @@
 import chex
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import optax
 import pytest
 from oracle import without_aux
 
-import networks
 import seht_jax as seht
 
 KEY = jax.random.key(4)

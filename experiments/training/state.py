@@ -15,6 +15,15 @@ from experiments.config import OptimizerConfig
 from experiments.regularizers import Regularizer
 
 
+# Jitted: run eagerly, every operation is compiled for itself, which takes longer. Networks of the
+# same settings are equal, so all runs share one compilation.
+@partial(jax.jit, static_argnames=("model", "image_shape"))
+def _init_variables(
+    model: nn.Module, image_shape: tuple[int, ...], key: PRNGKeyArray
+) -> dict[str, PyTree]:
+    return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False))
+
+
 class TrainState(NamedTuple):
     """Everything that the next step depends on, apart from the data.
 
@@ -78,9 +87,7 @@ def init_state(
         The state before the first step.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    # Jitted: run eagerly, every operation is compiled for itself, which takes longer.
-    variables = jax.jit(partial(model.init, train=False))(init_key, images)
+    variables = _init_variables(model, tuple(image_shape), init_key)
     return TrainState(
         params=variables["params"],
         batch_stats=variables["batch_stats"],

@@ -21,13 +21,14 @@ def enable_x64():
 
 @pytest.fixture(scope="package", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compile what several tests compile, a resumed run's step for one, only once."""
+    """Spend less on compilation, and compile what several tests have in common only once."""
     settings = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: jax.config.values[name] for name in settings}
     for values in (settings, before):
         for name, value in values.items():
             jax.config.update(name, value)
