@@ -50,7 +50,8 @@ class ClosedLoss:
             The loss, and the arrays of the aux.
         """
         num_captured = len(self.jaxpr.constvars)
-        loss, *aux = eval_jaxpr(self.jaxpr, operands[:num_captured], *operands[num_captured:])
+        results = eval_jaxpr(self.jaxpr, operands[:num_captured], *operands[num_captured:])
+        loss, *aux = map(jnp.asarray, results)  # constants come out as NumPy arrays
         return loss, aux
 
     def params_of(self, operands: Sequence[Array]) -> Sequence[Array]:

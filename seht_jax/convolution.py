@@ -18,6 +18,7 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.extend import core
 from jax.extend.core.primitives import conv_general_dilated_p
+from jax.typing import ArrayLike
 
 from seht_jax._compat import bind_equation
 
@@ -98,7 +99,7 @@ def _gains(equation: core.JaxprEqn) -> bool:
     )
 
 
-def _canonical_convolution(equation: core.JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _canonical_convolution(equation: core.JaxprEqn, lhs: ArrayLike, rhs: ArrayLike) -> jax.Array:
     spec = equation.params["dimension_numbers"]
     batch, feature, *spatial = range(len(spec.lhs_spec))
     channels_last = (batch, *spatial, feature)  # the positions of N, spatial, C in an NC... spec

@@ -14,11 +14,10 @@ import jax
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(autouse=True)
 def enable_x64():
-    """Compute in float64 unless a test asks for something else."""
-    with jax.enable_x64(True):
+    """Compute in float64, with strict dtypes, unless a test asks for something else."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield

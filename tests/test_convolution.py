@@ -201,7 +201,10 @@ def while_loop(image, kernel):
 
 
 def while_condition(image, kernel):
-    return lax.while_loop(lambda x: square(x, kernel).mean() < 0.5, lambda x: x + 0.1, image)
+    def unfinished(state):
+        return state[0] + square(state[1], kernel).mean() < 2
+
+    return lax.while_loop(unfinished, lambda state: (state[0] + 1, state[1] + 0.1), (0.0, image))
 
 
 STRUCTURES = {

@@ -59,7 +59,7 @@ def test_hvp_keeps_the_structure_of_the_params():
     [
         ({"a": jnp.ones(2)}, "must have the same tree structure"),
         ({"a": jnp.ones(2), "b": jnp.ones(4)}, "different primal and tangent shapes"),
-        ({"a": jnp.ones(2), "b": jnp.ones(3, jnp.int32)}, "tangent dtypes"),
+        ({"a": jnp.ones(2), "b": jnp.ones(3, jnp.int32)}, "dtypes must be equal"),
     ],
 )
 def test_a_direction_unlike_the_params_is_refused(tangent, message):

@@ -250,7 +250,11 @@ def test_the_transformation_needs_params_that_can_be_differentiated():
         (lambda params: None, TypeError, "must return a real scalar, got a NoneType"),
         (lambda params: {"loss": 1.0}, TypeError, "must return a real scalar, got a dict"),
         (lambda params: jnp.ones((), int), TypeError, "real scalar, got dtype int64"),
-        (lambda params: jnp.sum(params["w"]) * (1 + 0j), TypeError, "real scalar, got dtype compl"),
+        (
+            lambda params: jnp.sum(params["w"]).astype(complex),
+            TypeError,
+            "real scalar, got dtype compl",
+        ),
     ],
 )
 def test_the_loss_is_a_real_scalar(call, loss_fn, error, message):

@@ -31,7 +31,7 @@ def assert_close(actual, expected, rtol=1e-8):
 # The formula
 
 
-@pytest.mark.parametrize(("p", "num_probes"), [(None, 1), (None, 3), ((0.7, 0.3), 2)])
+@pytest.mark.parametrize(("p", "num_probes"), [(None, 3), ((0.7, 0.3), 1)])
 def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
     expected = dense_penalised(without_aux(case.loss_fn), KEY, p, LAM, num_probes=num_probes)
     penalised = seht.regularize(case.loss_fn, KEY, p, LAM, num_probes=num_probes, has_aux=True)
@@ -56,10 +56,10 @@ def test_the_aux_is_that_of_the_loss(case):
     assert_close(aux, jax.jit(case.loss_fn)(case.params, case.batch)[1])
 
 
-def test_value_alone_and_value_with_gradient_agree(case):
-    penalised = seht.regularize(without_aux(case.loss_fn), KEY, None, LAM, num_probes=2)
-    value = jax.jit(penalised)(case.params, case.batch)
-    assert_close(value, jax.jit(jax.value_and_grad(penalised))(case.params, case.batch)[0], 1e-12)
+def test_value_alone_and_value_with_gradient_agree(small):
+    penalised = seht.regularize(small.loss_fn, KEY, None, LAM, num_probes=2)
+    value = jax.jit(penalised)(small.params, small.batch)
+    assert_close(value, jax.jit(jax.value_and_grad(penalised))(small.params, small.batch)[0], 1e-12)
 
 
 # Derivatives by everything, in both modes

@@ -15,8 +15,9 @@ from experiments.data.load import load_dataset
 
 @pytest.fixture(autouse=True)
 def enable_x64():
-    """Leave float64 off, as in a real run."""
-    return
+    """Leave float64 off, as in a real run; dtypes are strict."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
 
 
 @pytest.fixture(scope="package", autouse=True)
