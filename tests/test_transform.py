@@ -105,7 +105,7 @@ def test_behind_an_adaptive_scaling_it_is_decoupled_from_it(params):
         optax.scale_by_adam(), seht.add_hessian_trace(None, LAM, KEY), optax.scale(-0.5)
     )
     (updates,), _ = run(tx, diagonal, params)
-    (adam,), _ = run(optax.scale_by_adam(), diagonal, params)
+    (adam,), _ = run(optax.with_extra_args_support(optax.scale_by_adam()), diagonal, params)
     expected = jax.tree.map(lambda scaled, trace: -0.5 * (scaled + LAM * trace), adam, TRACE_SLOPE)
     chex.assert_trees_all_close(updates, expected, rtol=1e-6)
 
@@ -206,7 +206,9 @@ def test_the_state_is_the_carry_of_a_scan(params):
 @pytest.mark.usefixtures("standard_promotion")
 def test_in_front_of_multi_steps_each_mini_step_is_penalised(problem):
     value_fn, params = problem
-    inner = optax.MultiSteps(optax.sgd(1.0), every_k_schedule=2).gradient_transformation()
+    inner = optax.MultiSteps(
+        optax.sgd(1.0), every_k_schedule=2, accumulator_dtype=float
+    ).gradient_transformation()
     tx = optax.chain(seht.add_hessian_trace(None, LAM, KEY), inner)
     (first, second), _ = run(tx, value_fn, params, steps=2)
     chex.assert_trees_all_equal(first, jax.tree.map(jnp.zeros_like, params))
