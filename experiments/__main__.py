@@ -36,10 +36,10 @@ def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
+    """Run a command.
 
     Args:
-        arguments: what was typed after the program's name; `None` is `sys.argv`'s.
+        arguments: What was typed after the program's name; `None` is `sys.argv`'s.
 
     Returns:
         The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C.

@@ -102,10 +102,10 @@ class TrainConfig:
         return Path("runs") / self.name / f"{method}-seed{self.seed}"
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Check the numbers.
 
         Raises:
-            ValueError: if one is out of its range.
+            ValueError: If one is out of its range.
         """
         minima = {
             "epochs": 1,
@@ -121,12 +121,12 @@ class TrainConfig:
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Writes down all settings that a result depends on.
+    """Write down all settings that a result depends on.
 
     The places (``run_dir``, ``data_dir``) are left out: a run may be moved.
 
     Args:
-        config: the configuration.
+        config: The configuration.
 
     Returns:
         A flat dictionary of JSON values, ``"optimizer.momentum": 0.9`` for one.

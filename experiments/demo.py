@@ -67,10 +67,10 @@ class DemoConfig:
     """Where demo.png and results.json go."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers.
+        """Check the numbers.
 
         Raises:
-            ValueError: if there are too few seeds or epochs.
+            ValueError: If there are too few seeds or epochs.
         """
         if self.seeds < 2:
             raise ValueError(f"seeds must be at least 2 for a standard error, not {self.seeds}")
@@ -79,19 +79,19 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig, console: Console) -> Results:
-    """Trains, compares, and writes ``demo.png`` and ``results.json``.
+    """Train, compare, and write ``demo.png`` and ``results.json``.
 
     Methods at the same seed start from the same weights and see the same images in the same order.
 
     Args:
-        config: how much to do.
-        console: where progress and the table are shown.
+        config: How much to do.
+        console: Where progress and the table are shown.
 
     Returns:
         What ``results.json`` holds.
 
     Raises:
-        DivergedError: if a run does not stay finite.
+        DivergedError: If a run does not stay finite.
     """
     train_configs = {
         name: dataclasses.replace(digits.CONFIG, method=method, epochs=config.epochs)
@@ -144,13 +144,13 @@ def run_demo(config: DemoConfig, console: Console) -> Results:
 def time_steps(
     experiments: Mapping[str, Experiment], states: Mapping[str, TrainState]
 ) -> dict[str, float]:
-    """Times the training steps in turn, so that a disturbance strikes all methods alike.
+    """Time the training steps in turn, so that a disturbance strikes all methods alike.
 
     A block is long enough to average over SEHT-D's steps, whose cost depends on what is drawn.
 
     Args:
-        experiments: the experiments, by method; their steps must be compiled.
-        states: where to start from, by method.
+        experiments: The experiments, by method; their steps must be compiled.
+        states: Where to start from, by method.
 
     Returns:
         Seconds per step by method: the median over blocks of the mean over the block's steps.
@@ -171,13 +171,13 @@ def time_steps(
 
 
 def verdict(runs: Sequence[Run]) -> list[str]:
-    """Says in words whether SEHT beats plain training.
+    """Say in words whether SEHT beats plain training.
 
     A difference counts where the mean of the differences seed by seed is more than two standard
     errors away from 0.
 
     Args:
-        runs: finished runs of all methods at the same seeds.
+        runs: Finished runs of all methods at the same seeds.
 
     Returns:
         One sentence per method and one on the whole.
@@ -217,10 +217,10 @@ def verdict(runs: Sequence[Run]) -> list[str]:
 
 
 def demo_table(results: Results) -> Group:
-    """Lays out the comparison.
+    """Lay out the comparison.
 
     Args:
-        results: what `run_demo` returns.
+        results: What `run_demo` returns.
 
     Returns:
         A table with a heading and remarks, for a rich console.
@@ -255,10 +255,10 @@ def demo_table(results: Results) -> Group:
 
 
 def draw_figure(runs: Sequence[Run]) -> Figure:
-    """Draws training loss, test loss and tr(H) over the steps.
+    """Draw training loss, test loss and tr(H) over the steps.
 
     Args:
-        runs: finished runs.
+        runs: Finished runs.
 
     Returns:
         The figure: per method the mean over seeds, and a band of one standard deviation.
@@ -298,10 +298,10 @@ def draw_figure(runs: Sequence[Run]) -> Figure:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Computes a mean and its standard error.
+    """Compute a mean and its standard error.
 
     Args:
-        values: at least two numbers.
+        values: At least two numbers.
 
     Returns:
         Both.
@@ -310,11 +310,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def curve_steps(num_steps: int, steps_per_epoch: int) -> list[int]:
-    """Chooses the ends of epochs at which curves are measured, denser at the beginning.
+    """Choose the ends of epochs at which curves are measured, denser at the beginning.
 
     Args:
-        num_steps: steps of a run.
-        steps_per_epoch: steps of an epoch.
+        num_steps: Steps of a run.
+        steps_per_epoch: Steps of an epoch.
 
     Returns:
         At most `CURVE_POINTS` steps, the last one included.
@@ -325,10 +325,10 @@ def curve_steps(num_steps: int, steps_per_epoch: int) -> list[int]:
 
 
 def _train_one(name: str, experiment: Experiment, seed: int, progress: Progress) -> Run:
-    """Trains one network.
+    """Train one network.
 
     Raises:
-        DivergedError: if it does not stay finite.
+        DivergedError: If it does not stay finite.
     """
     dataset, evaluator = experiment.dataset, experiment.evaluator
     measured_at = curve_steps(experiment.num_steps, experiment.steps_per_epoch)
@@ -374,7 +374,7 @@ def _train_one(name: str, experiment: Experiment, seed: int, progress: Progress)
 
 
 def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Computes mean and standard deviation over the first axis, as low, centre and high.
+    """Compute mean and standard deviation over the first axis, as low, centre and high.
 
     Positive curves are averaged in the logarithm, which is how they are shown, so that a band does
     not reach below 0.
@@ -417,7 +417,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _take_over(path: Path, settings: dict[str, Any], num_seeds: int, console: Console) -> list[Run]:
-    """Decides what happens to earlier results: go on with them, renew them, or put them aside.
+    """Decide what happens to earlier results: go on with them, renew them, or put them aside.
 
     Returns the runs to keep. A demo that was interrupted is gone on with; a finished one of the
     same settings is made anew; files of other settings are renamed.

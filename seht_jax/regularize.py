@@ -94,8 +94,8 @@ def regularize(
             sets the two apart; p_layers in (0, 1], p_entries in (0, 0.5]. Python numbers.
         lam: The strength lambda, a number or a traced scalar.
         num_probes: The number K of probes, the paper's maxIter.
-        has_aux: Whether the loss returns an aux. It is returned as in `jax.value_and_grad`, from
-            one evaluation of the loss; the penalty's passes do not write it.
+        has_aux: Whether the loss returns an aux. It is returned as in `jax.value_and_grad`, that
+            of the loss at the params; the penalty's passes do not write it.
         curvature: The matrix whose trace is penalised; "hessian" is the one there is.
         layers: What a layer is: a function from the path of a leaf (a tuple of names) to the
             layer's name, to `Stacked`, or to `None` for a leaf that is not probed. By default a
@@ -131,7 +131,11 @@ def regularize(
 
         A loss with a `custom_vjp` inside has the derivative of the gradient that its author wrote
         as its Hessian, which need not be symmetric; the gradient of the penalty is then the second
-        derivative of that gradient along the probe. A `custom_jvp` is followed by its rule.
+        derivative of that gradient along the probe. A `custom_jvp` is followed by its rule, in the
+        same sense where the rule is not the derivative of its function.
+
+        A loss with side effects, such as `jax.debug.print`, shows them at most once for each
+        probe, and once more if its aux has floating-point arrays.
 
     Example:
         >>> import jax, jax.numpy as jnp

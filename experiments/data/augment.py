@@ -10,12 +10,12 @@ CIFAR_PADDING = 4
 def random_crop(
     key: PRNGKeyArray, images: UInt8[Array, "batch height width channels"], padding: int
 ) -> UInt8[Array, "batch height width channels"]:
-    """Pads every image with black on all sides and cuts the original size out at random.
+    """Pad every image with black on all sides and cut the original size out at random.
 
     Args:
         key: PRNG key.
-        images: raw pixels.
-        padding: pixels added on each side.
+        images: Raw pixels.
+        padding: Pixels added on each side.
 
     Returns:
         Images of the same shape, each moved by up to ``padding`` pixels in both directions.
@@ -35,11 +35,11 @@ def random_crop(
 def random_flip(
     key: PRNGKeyArray, images: UInt8[Array, "batch height width channels"]
 ) -> UInt8[Array, "batch height width channels"]:
-    """Mirrors each image left to right with probability one half.
+    """Mirror each image left to right with probability one half.
 
     Args:
         key: PRNG key.
-        images: raw pixels.
+        images: Raw pixels.
 
     Returns:
         Images of the same shape.
@@ -51,11 +51,11 @@ def random_flip(
 def crop_and_flip(
     key: PRNGKeyArray, images: UInt8[Array, "batch height width channels"]
 ) -> UInt8[Array, "batch height width channels"]:
-    """Applies the usual augmentation of CIFAR: a crop out of four pixels' padding, and a flip.
+    """Apply the usual augmentation of CIFAR: a crop out of four pixels' padding, and a flip.
 
     Args:
         key: PRNG key.
-        images: raw pixels.
+        images: Raw pixels.
 
     Returns:
         Images of the same shape.
@@ -69,12 +69,12 @@ def normalise(
     mean: Float[Array, " channels"],
     standard_deviation: Float[Array, " channels"],
 ) -> Float[Array, "batch height width channels"]:
-    """Shifts and scales each channel by the training set's statistics.
+    """Shift and scale each channel by the training set's statistics.
 
     Args:
-        images: raw pixels.
-        mean: mean per channel, in raw pixel units.
-        standard_deviation: standard deviation per channel, in raw pixel units.
+        images: Raw pixels.
+        mean: Mean per channel, in raw pixel units.
+        standard_deviation: Standard deviation per channel, in raw pixel units.
 
     Returns:
         float32 images.

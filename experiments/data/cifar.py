@@ -24,34 +24,34 @@ To make one, on any machine with TensorFlow (reading it needs none):
 
 
 def load_cifar10(data_dir: Path | None, validation_size: int) -> Dataset:
-    """Loads CIFAR-10 into memory.
+    """Load CIFAR-10 into memory.
 
     Args:
-        data_dir: the directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
-        validation_size: number of training images to hold out, with equal shares of the classes.
+        data_dir: The directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
+        validation_size: Number of training images to hold out, with equal shares of the classes.
 
     Returns:
         The data set; images ``(32, 32, 3)`` with pixel values from 0 to 255.
 
     Raises:
-        MissingDataError: if the data are not there or not in the array_record format.
+        MissingDataError: If the data are not there or not in the array_record format.
     """
     return load_tfds_images("cifar10", data_dir, validation_size)
 
 
 def load_tfds_images(name: str, data_dir: Path | None, validation_size: int) -> Dataset:
-    """Loads a TFDS data set of images with the features ``image`` and ``label``.
+    """Load a TFDS data set of images with the features ``image`` and ``label``.
 
     Args:
         name: TFDS's name of the data set.
-        data_dir: the directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
-        validation_size: number of training images to hold out, with equal shares of the classes.
+        data_dir: The directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
+        validation_size: Number of training images to hold out, with equal shares of the classes.
 
     Returns:
         The data set.
 
     Raises:
-        MissingDataError: if the data are not there or not in the array_record format.
+        MissingDataError: If the data are not there or not in the array_record format.
     """
     builder = tfds.builder_from_directory(_find_version(name, data_dir or DEFAULT_DATA_DIR))
     features: Any = builder.info.features
@@ -66,10 +66,10 @@ def load_tfds_images(name: str, data_dir: Path | None, validation_size: int) -> 
 
 
 def _find_version(name: str, data_dir: Path) -> Path:
-    """Finds the directory of the newest prepared version.
+    """Find the directory of the newest prepared version.
 
     Raises:
-        MissingDataError: if there is none.
+        MissingDataError: If there is none.
     """
     data_dir = data_dir.expanduser()
     versions = [path.parent for path in data_dir.glob(f"{name}/*/dataset_info.json")]
@@ -83,10 +83,10 @@ def _find_version(name: str, data_dir: Path) -> Path:
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes one split.
+    """Decode one split.
 
     Raises:
-        MissingDataError: if the files are in a format that cannot be read without TensorFlow.
+        MissingDataError: If the files are in a format that cannot be read without TensorFlow.
     """
     file_format = builder.info.file_format
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:

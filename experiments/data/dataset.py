@@ -13,13 +13,13 @@ def make_dataset(
     test: tuple[np.ndarray, np.ndarray],
     num_classes: int,
 ) -> "Dataset":
-    """Puts three pairs of images and labels on the device.
+    """Put three pairs of images and labels on the device.
 
     Args:
-        train: uint8 images ``(examples, height, width, channels)`` and integer labels.
-        validation: likewise.
-        test: likewise.
-        num_classes: number of classes.
+        train: Uint8 images ``(examples, height, width, channels)`` and integer labels.
+        validation: Likewise.
+        test: Likewise.
+        num_classes: Number of classes.
 
     Returns:
         The data set, with the mean and standard deviation of the training images per channel.
@@ -36,21 +36,21 @@ def make_dataset(
 
 
 def stratified_holdout(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses a part of a data set in which every class has its share.
+    """Choose a part of a data set in which every class has its share.
 
     The shares are rounded so that the part has exactly ``size`` examples: the classes with the
     largest remainders get one more.
 
     Args:
-        labels: integer labels ``(examples,)``.
-        size: number of examples to hold out.
-        seed: seed of the choice.
+        labels: Integer labels ``(examples,)``.
+        size: Number of examples to hold out.
+        seed: Seed of the choice.
 
     Returns:
         Indices of the rest and of the part held out, both sorted.
 
     Raises:
-        ValueError: if ``size`` is negative or leaves nothing.
+        ValueError: If ``size`` is negative or leaves nothing.
     """
     if not 0 <= size < len(labels):
         raise ValueError(
@@ -93,12 +93,12 @@ class Dataset(NamedTuple):
     """Three splits, and the statistics of the training images.
 
     Attributes:
-        train: what the weights are fitted to.
-        validation: held out from the training set, for choosing settings.
-        test: reported once, at the last epoch.
-        mean: mean pixel of the training split per channel, in raw pixel units.
-        standard_deviation: standard deviation likewise.
-        num_classes: number of classes.
+        train: What the weights are fitted to.
+        validation: Held out from the training set, for choosing settings.
+        test: Reported once, at the last epoch.
+        mean: Mean pixel of the training split per channel, in raw pixel units.
+        standard_deviation: Standard deviation likewise.
+        num_classes: Number of classes.
     """
 
     train: Split

@@ -13,7 +13,7 @@ _SPLIT_SEED = 0
 
 
 def load_digits() -> Dataset:
-    """Loads the digits in a fixed stratified split: 1,000 training, 200 validation, 597 test.
+    """Load the digits in a fixed stratified split: 1,000 training, 200 validation, 597 test.
 
     Returns:
         The data set; pixels are integers from 0 to 16, images ``(8, 8, 1)``.

@@ -7,16 +7,16 @@ from experiments.data.digits import load_digits
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """Loads the data set of a configuration.
+    """Load the data set of a configuration.
 
     Args:
-        config: which images, and where they are.
+        config: Which images, and where they are.
 
     Returns:
         The data set.
 
     Raises:
-        MissingDataError: if the files are not there or cannot be read.
+        MissingDataError: If the files are not there or cannot be read.
     """
     if config.dataset == "digits":
         return load_digits()

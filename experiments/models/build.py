@@ -15,12 +15,12 @@ NETWORKS = {"digits-resnet": digits_resnet, "resnet18": resnet18}
 def build_model(
     config: ModelConfig, num_classes: int, method: Sequence[Regularizer] = ()
 ) -> nn.Module:
-    """Builds the network of a configuration.
+    """Build the network of a configuration.
 
     Args:
-        config: which network.
-        num_classes: number of outputs.
-        method: the regularizers, each of which may change the arguments of the constructor.
+        config: Which network.
+        num_classes: Number of outputs.
+        method: The regularizers, each of which may change the arguments of the constructor.
 
     Returns:
         The module.

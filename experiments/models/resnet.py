@@ -27,12 +27,12 @@ BLOCKS_PER_STAGE_RESNET18 = 2
 
 
 def resnet18(num_classes: int, width: int = 64, dtype: DTypeLike = jnp.float32) -> "ResNet":
-    """Builds the CIFAR ResNet-18 (11,173,962 parameters at width 64 with 10 classes).
+    """Build the CIFAR ResNet-18 (11,173,962 parameters at width 64 with 10 classes).
 
     Args:
-        num_classes: number of outputs.
-        width: channels of the stem and of the first stage; the stages have 1, 2, 4 and 8 times it.
-        dtype: what the layers compute in; parameters stay float32.
+        num_classes: Number of outputs.
+        width: Channels of the stem and of the first stage; the stages have 1, 2, 4 and 8 times it.
+        dtype: What the layers compute in; parameters stay float32.
 
     Returns:
         A module from images ``(batch, height, width, channels)`` to logits
@@ -43,12 +43,12 @@ def resnet18(num_classes: int, width: int = 64, dtype: DTypeLike = jnp.float32) 
 
 
 def digits_resnet(num_classes: int, width: int = 8, dtype: DTypeLike = jnp.float32) -> "ResNet":
-    """Builds a residual network for 8x8 images: the same blocks, two stages of one block each.
+    """Build a residual network for 8x8 images: the same blocks, two stages of one block each.
 
     Args:
-        num_classes: number of outputs.
-        width: channels of the stem and of the first stage; the second stage has twice it.
-        dtype: what the layers compute in; parameters stay float32.
+        num_classes: Number of outputs.
+        width: Channels of the stem and of the first stage; the second stage has twice it.
+        dtype: What the layers compute in; parameters stay float32.
 
     Returns:
         A module from images ``(batch, 8, 8, channels)`` to logits ``(batch, num_classes)``.
@@ -57,16 +57,16 @@ def digits_resnet(num_classes: int, width: int = 8, dtype: DTypeLike = jnp.float
 
 
 def torch_default_kernel_init() -> nn.initializers.Initializer:
-    """Returns PyTorch's default weight initialiser: uniform on +-1/sqrt(fan_in)."""
+    """Return PyTorch's default weight initialiser: uniform on +-1/sqrt(fan_in)."""
     # PyTorch writes it as kaiming_uniform(a=sqrt(5)): variance 1 / (3 fan_in).
     return nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
 def torch_default_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """Returns PyTorch's default bias initialiser: uniform on +-1/sqrt(fan_in).
+    """Return PyTorch's default bias initialiser: uniform on +-1/sqrt(fan_in).
 
     Args:
-        fan_in: number of inputs of the layer, which a bias's own shape does not tell.
+        fan_in: Number of inputs of the layer, which a bias's own shape does not tell.
     """
     bound = fan_in**-0.5
 
@@ -80,10 +80,10 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, activated after the sum.
 
     Attributes:
-        channels: output channels.
-        stride: stride of the first convolution, and of the shortcut's.
-        conv: convolution module with everything but features, kernel size and stride filled in.
-        norm: normalisation module, ready to call.
+        channels: Output channels.
+        stride: Stride of the first convolution, and of the shortcut's.
+        conv: Convolution module with everything but features, kernel size and stride filled in.
+        norm: Normalisation module, ready to call.
     """
 
     channels: int
@@ -93,7 +93,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Applies the block: ``(batch, h, w, in)`` to ``(batch, h / stride, w / stride, out)``."""
+        """Apply the block: ``(batch, h, w, in)`` to ``(batch, h / stride, w / stride, out)``."""
         hidden = self.conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(inputs)
         hidden = nn.relu(self.norm(name="norm1")(hidden))
         hidden = self.conv(self.channels, (3, 3), padding=1, name="conv2")(hidden)
@@ -111,10 +111,10 @@ class ResNet(nn.Module):
     """A residual network of basic blocks with BatchNorm.
 
     Attributes:
-        stage_sizes: blocks per stage; every stage after the first halves the image.
-        num_classes: number of outputs.
-        width: channels of the stem; stage ``i`` has ``width * 2**i``.
-        dtype: what the layers compute in.
+        stage_sizes: Blocks per stage; every stage after the first halves the image.
+        num_classes: Number of outputs.
+        width: Channels of the stem; stage ``i`` has ``width * 2**i``.
+        dtype: What the layers compute in.
     """
 
     stage_sizes: Sequence[int]
@@ -124,11 +124,11 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Computes the logits.
+        """Compute the logits.
 
         Args:
-            images: normalised images ``(batch, height, width, channels)``.
-            train: whether BatchNorm uses the batch's statistics rather than the running ones
+            images: Normalised images ``(batch, height, width, channels)``.
+            train: Whether BatchNorm uses the batch's statistics rather than the running ones
                 (which it updates if the collection ``batch_stats`` is mutable).
 
         Returns:

@@ -13,8 +13,8 @@ class Batch(NamedTuple):
     """What a loss is computed from.
 
     Attributes:
-        images: normalised images ``(batch, height, width, channels)``.
-        labels: class probabilities ``(batch, classes)``, one-hot until a method mixes them.
+        images: Normalised images ``(batch, height, width, channels)``.
+        labels: Class probabilities ``(batch, classes)``, one-hot until a method mixes them.
     """
 
     images: Float[Array, "batch height width channels"]
@@ -26,17 +26,17 @@ class Outputs(NamedTuple):
 
     Attributes:
         batch_stats: BatchNorm's running statistics after this batch.
-        metrics: scalars for the log, by name; every method may add its own.
+        metrics: Scalars for the log, by name; every method may add its own.
     """
 
     batch_stats: PyTree
     metrics: dict[str, Float[Array, ""]]
 
     def with_metrics(self, **metrics: Float[Array, ""]) -> "Outputs":
-        """Returns a copy with more metrics.
+        """Return a copy with more metrics.
 
         Args:
-            **metrics: scalars by name.
+            **metrics: Scalars by name.
 
         Returns:
             The copy.
@@ -59,10 +59,10 @@ class Regularizer:
     name: ClassVar[str] = ""
 
     def model(self, **arguments: Any) -> dict[str, Any]:
-        """Changes the arguments that the network is built with.
+        """Change the arguments that the network is built with.
 
         Args:
-            **arguments: keyword arguments of the model's constructor.
+            **arguments: Keyword arguments of the model's constructor.
 
         Returns:
             The arguments to use.
@@ -70,11 +70,11 @@ class Regularizer:
         return arguments
 
     def augment(self, key: PRNGKeyArray, batch: Batch) -> Batch:
-        """Changes a training batch after the data set's own augmentation and normalisation.
+        """Change a training batch after the data set's own augmentation and normalisation.
 
         Args:
             key: PRNG key of this step and method.
-            batch: the batch.
+            batch: The batch.
 
         Returns:
             The batch to use.
@@ -84,11 +84,11 @@ class Regularizer:
     def loss(
         self, logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
     ) -> Float[Array, ""]:
-        """Computes a term that is added to the mean cross-entropy of a training batch.
+        """Compute a term that is added to the mean cross-entropy of a training batch.
 
         Args:
-            logits: the network's outputs.
-            labels: class probabilities.
+            logits: The network's outputs.
+            labels: Class probabilities.
 
         Returns:
             The term, a scalar.
@@ -98,15 +98,15 @@ class Regularizer:
     def objective(
         self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> LossFunction:
-        """Changes the function that is differentiated.
+        """Change the function that is differentiated.
 
         The wrapper may add metrics to the outputs (`Outputs.with_metrics`); they reach the log
         under the names given there.
 
         Args:
-            loss_fn: the loss, or what the methods before made of it.
+            loss_fn: The loss, or what the methods before made of it.
             key: PRNG key of this step and method.
-            step: number of steps taken so far.
+            step: Number of steps taken so far.
 
         Returns:
             The function to differentiate in its place.
@@ -114,10 +114,10 @@ class Regularizer:
         return loss_fn
 
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-        """Changes the optimizer.
+        """Change the optimizer.
 
         Args:
-            tx: the optimizer, or what the methods before made of it.
+            tx: The optimizer, or what the methods before made of it.
 
         Returns:
             The optimizer to use.

@@ -17,7 +17,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (SehtD, S
 
 
 def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
-    """Reads a method from its words.
+    """Read a method from its words.
 
     Args:
         words: ``["plain"]``, or one word ``NAME`` or ``NAME:FIELD=VALUE,...`` per regularizer.
@@ -26,7 +26,7 @@ def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
         The regularizers, in the order given.
 
     Raises:
-        ValueError: if a name, a field or a value is not known.
+        ValueError: If a name, a field or a value is not known.
     """
     if list(words) == [PLAIN]:
         return ()
@@ -34,10 +34,10 @@ def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
 
 
 def describe_method(method: Sequence[Regularizer]) -> list[str]:
-    """Writes a method as the words that `parse_method` reads, every field included.
+    """Write a method as the words that `parse_method` reads, every field included.
 
     Args:
-        method: the regularizers.
+        method: The regularizers.
 
     Returns:
         One word per regularizer, or ``["plain"]``.
@@ -52,10 +52,10 @@ def _describe(regularizer: Regularizer) -> str:
 
 
 def _parse_word(word: str) -> Regularizer:
-    """Reads one regularizer.
+    """Read one regularizer.
 
     Raises:
-        ValueError: if a name, a field or a value is not known.
+        ValueError: If a name, a field or a value is not known.
     """
     name, _, settings = word.partition(":")
     if name not in REGULARIZERS:
@@ -78,10 +78,10 @@ def _parse_word(word: str) -> Regularizer:
 
 
 def _parse_value(word: str, field: str, text: str, wanted: Any) -> Any:
-    """Reads the value of a field.
+    """Read the value of a field.
 
     Raises:
-        ValueError: if it is not of the field's type.
+        ValueError: If it is not of the field's type.
     """
     try:
         value = ast.literal_eval(text)

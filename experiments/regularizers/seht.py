@@ -15,9 +15,9 @@ class SehtH(Regularizer):
     """Hutchinson's estimator over all parameters (the paper's Algorithm 1).
 
     Attributes:
-        lam: strength lambda of the penalty.
-        num_probes: random directions per step.
-        warmup_steps: steps over which the strength rises linearly from 0. At initialisation the
+        lam: Strength lambda of the penalty.
+        num_probes: Random directions per step.
+        warmup_steps: Steps over which the strength rises linearly from 0. At initialisation the
             curvature is large and of both signs, and a full-strength penalty can run off.
     """
 
@@ -28,10 +28,10 @@ class SehtH(Regularizer):
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the settings that the library does not see.
+        """Check the settings that the library does not see.
 
         Raises:
-            ValueError: if ``warmup_steps`` is negative.
+            ValueError: If ``warmup_steps`` is negative.
         """
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
@@ -49,12 +49,12 @@ class SehtH(Regularizer):
     def objective(
         self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
     ) -> LossFunction:
-        """Adds lambda times the estimate of tr(H); logs the estimate and the layers drawn.
+        """Add lambda times the estimate of tr(H); logs the estimate and the layers drawn.
 
         Args:
-            loss_fn: the loss.
+            loss_fn: The loss.
             key: PRNG key of this step.
-            step: number of steps taken so far.
+            step: Number of steps taken so far.
 
         Returns:
             The penalised loss.
@@ -89,10 +89,10 @@ class SehtD(SehtH):
     """The estimator with dropped layers and entries (the paper's Algorithm 2).
 
     Attributes:
-        p: probability that a layer is drawn.
-        p_entries: probability of +1, and of -1, of an entry of a drawn layer; `None` is ``p``, as
+        p: Probability that a layer is drawn.
+        p_entries: Probability of +1, and of -1, of an entry of a drawn layer; `None` is ``p``, as
             in the paper.
-        rescale: whether the estimate is divided by ``p * 2 * p_entries``, so that ``lam`` means
+        rescale: Whether the estimate is divided by ``p * 2 * p_entries``, so that ``lam`` means
             the same as for SEHT-H. The paper does not.
     """
 

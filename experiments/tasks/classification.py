@@ -22,8 +22,8 @@ class Evaluation(NamedTuple):
     """How a network does on a split, with BatchNorm's running statistics.
 
     Attributes:
-        loss: mean cross-entropy in nats.
-        accuracy: share of the images that are classified rightly.
+        loss: Mean cross-entropy in nats.
+        accuracy: Share of the images that are classified rightly.
     """
 
     loss: float
@@ -37,16 +37,16 @@ def make_loss_fn(
     batch: Batch,
     dropout_key: PRNGKeyArray,
 ) -> LossFunction:
-    """Builds the training loss of one batch as a pure function of the params.
+    """Build the training loss of one batch as a pure function of the params.
 
     BatchNorm uses the batch's statistics. The dropout key is fixed inside, so that every evaluation
     of the returned function, the curvature's included, drops the same units.
 
     Args:
-        model: the network.
-        method: the regularizers, whose loss terms are added.
+        model: The network.
+        method: The regularizers, whose loss terms are added.
         batch_stats: BatchNorm's running statistics before this batch.
-        batch: images and labels.
+        batch: Images and labels.
         dropout_key: PRNG key for dropout in the network.
 
     Returns:
@@ -78,11 +78,11 @@ class Evaluator:
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset) -> None:
-        """Prepares the evaluation.
+        """Prepare the evaluation.
 
         Args:
-            model: the network.
-            dataset: where normalisation comes from.
+            model: The network.
+            dataset: Where normalisation comes from.
         """
 
         def sums(
@@ -116,12 +116,12 @@ class Evaluator:
         self._trace_sample = jax.jit(trace_sample)
 
     def evaluate(self, params: PyTree, batch_stats: PyTree, split: Split) -> Evaluation:
-        """Computes mean loss and accuracy with the running statistics.
+        """Compute mean loss and accuracy with the running statistics.
 
         Args:
-            params: the network's parameters.
+            params: The network's parameters.
             batch_stats: BatchNorm's running statistics.
-            split: images and labels, any number.
+            split: Images and labels, any number.
 
         Returns:
             Means over the split; nan for an empty one.
@@ -148,18 +148,18 @@ class Evaluator:
         key: PRNGKeyArray,
         num_probes: int,
     ) -> tuple[float, float]:
-        """Estimates tr(H) of the mean cross-entropy over a split, taken as one batch.
+        """Estimate tr(H) of the mean cross-entropy over a split, taken as one batch.
 
         BatchNorm is in training mode, that is, it uses the statistics of the split itself: the
         loss whose curvature a penalised training step sees, on more images. The method's own loss
         terms are left out, so that all methods are measured alike.
 
         Args:
-            params: the network's parameters.
+            params: The network's parameters.
             batch_stats: BatchNorm's running statistics (they have no influence).
-            split: images and labels.
+            split: Images and labels.
             key: PRNG key of the probes.
-            num_probes: number of Rademacher probes, at least 2.
+            num_probes: Number of Rademacher probes, at least 2.
 
         Returns:
             The estimate and its standard error.

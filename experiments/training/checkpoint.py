@@ -19,10 +19,10 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path) -> None:
-        """Opens the directory.
+        """Open the directory.
 
         Args:
-            directory: where the checkpoints are; made if it does not exist.
+            directory: Where the checkpoints are; made if it does not exist.
         """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, create=True, enable_async_checkpointing=False
@@ -30,11 +30,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def __enter__(self) -> Self:
-        """Returns itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the directory."""
+        """Close the directory."""
         self._manager.close()
 
     @property
@@ -43,18 +43,18 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
-        """Writes a checkpoint, and deletes the oldest.
+        """Write a checkpoint, and delete the oldest.
 
         Args:
-            state: the state to write.
+            state: The state to write.
         """
         self._manager.save(int(state.step), args=ocp.args.StandardSave(_with_key_data(state)))
 
     def restore(self, like: TrainState) -> TrainState:
-        """Reads the newest checkpoint; there must be one.
+        """Read the newest checkpoint; there must be one.
 
         Args:
-            like: a state with the same structure, shapes, dtypes and devices.
+            like: A state with the same structure, shapes, dtypes and devices.
 
         Returns:
             The state that was written, bit for bit.

@@ -20,10 +20,10 @@ _MISSING = "–"
 
 
 def make_progress(console: Console) -> Progress:
-    """Builds the progress bar: steps, loss, trace estimate, step time, time left.
+    """Build the progress bar: steps, loss, trace estimate, step time, time left.
 
     Args:
-        console: where it is shown.
+        console: Where it is shown.
 
     Returns:
         The bar, a context manager; add tasks with `add_run`.
@@ -42,13 +42,13 @@ def make_progress(console: Console) -> Progress:
 
 
 def add_run(progress: Progress, description: str, num_steps: int, done: int = 0) -> TaskID:
-    """Adds a run to the progress bar.
+    """Add a run to the progress bar.
 
     Args:
-        progress: the bar.
-        description: name of the run.
-        num_steps: its steps in all.
-        done: steps that were taken before.
+        progress: The bar.
+        description: Name of the run.
+        num_steps: Its steps in all.
+        done: Steps that were taken before.
 
     Returns:
         What `show` wants.
@@ -64,13 +64,13 @@ def add_run(progress: Progress, description: str, num_steps: int, done: int = 0)
 
 
 def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) -> None:
-    """Moves the progress bar on.
+    """Move the progress bar on.
 
     Args:
-        progress: the bar.
-        task: which run.
-        step: steps taken.
-        row: the newest line of the log.
+        progress: The bar.
+        task: Which run.
+        step: Steps taken.
+        row: The newest line of the log.
     """
     trace = row.get("trace_estimate")
     progress.update(
@@ -86,11 +86,11 @@ class RunLog:
     """``metrics.jsonl`` and TensorBoard's event files of one run. Use it as a context manager."""
 
     def __init__(self, directory: Path, resumed_at: int) -> None:
-        """Opens the log; what is later than the step from which the run goes on is cut off.
+        """Open the log; what is later than the step from which the run goes on is cut off.
 
         Args:
-            directory: the run directory.
-            resumed_at: step of the checkpoint from which the run goes on, 0 for a new run.
+            directory: The run directory.
+            resumed_at: Step of the checkpoint from which the run goes on, 0 for a new run.
         """
         self._path = directory / "metrics.jsonl"
         rows = [row for row in read_log(self._path) if row["step"] <= resumed_at]
@@ -104,20 +104,20 @@ class RunLog:
         )
 
     def __enter__(self) -> Self:
-        """Returns itself."""
+        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the files."""
+        """Close the files."""
         self._file.close()
         self._board.close()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Writes one line.
+        """Write one line.
 
         Args:
-            step: steps taken.
-            row: numbers by name; a name with a slash, ``validation/loss``, is grouped by it.
+            step: Steps taken.
+            row: Numbers by name; a name with a slash, ``validation/loss``, is grouped by it.
         """
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
@@ -126,10 +126,10 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads a log.
+    """Read a log.
 
     Args:
-        path: a ``metrics.jsonl``, which need not exist. A last line that a kill cut short is left
+        path: A ``metrics.jsonl``, which need not exist. A last line that a kill cut short is left
             out.
 
     Returns:

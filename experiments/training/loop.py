@@ -31,19 +31,19 @@ _TRACE_SEED = 0
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
-    """Trains one network, or goes on with a run that was interrupted.
+    """Train one network, or go on with a run that was interrupted.
 
     Args:
-        config: the configuration; its run directory may hold an earlier part of the same run.
-        console: where progress is shown.
+        config: The configuration; its run directory may hold an earlier part of the same run.
+        console: Where progress is shown.
 
     Returns:
         The result: losses and accuracies at the last epoch, tr(H), steps and seconds.
 
     Raises:
-        ConfigMismatchError: if the run directory belongs to another configuration.
-        DivergedError: if a loss or gradient is no finite number.
-        MissingDataError: if the data are not there.
+        ConfigMismatchError: If the run directory belongs to another configuration.
+        DivergedError: If a loss or gradient is no finite number.
+        MissingDataError: If the data are not there.
     """
     directory = config.resolved_run_dir
     dataset = load_dataset(config.data)
@@ -70,17 +70,17 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 
 
 def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
-    """Builds network, optimizer and training step; nothing is computed yet.
+    """Build network, optimizer and training step; nothing is computed yet.
 
     Args:
-        config: the configuration.
-        dataset: the data.
+        config: The configuration.
+        dataset: The data.
 
     Returns:
         What all runs of this configuration, whatever their seed, have in common.
 
     Raises:
-        ValueError: if the batch is larger than the training set.
+        ValueError: If the batch is larger than the training set.
     """
     size = len(dataset.train.labels)
     if config.batch_size > size:
@@ -107,12 +107,12 @@ class Experiment:
     """What all runs of one configuration have in common, whatever their seed.
 
     Attributes:
-        config: the configuration.
-        dataset: the data.
-        model: the network.
-        tx: the optimizer.
-        train_step: the jitted step.
-        evaluator: jitted evaluation.
+        config: The configuration.
+        dataset: The data.
+        model: The network.
+        tx: The optimizer.
+        train_step: The jitted step.
+        evaluator: Jitted evaluation.
     """
 
     config: TrainConfig
@@ -133,10 +133,10 @@ class Experiment:
         return self.config.epochs * self.steps_per_epoch
 
     def init(self, seed: int) -> TrainState:
-        """Draws initial weights.
+        """Draw initial weights.
 
         Args:
-            seed: seed of the run.
+            seed: Seed of the run.
 
         Returns:
             The state before the first step.
@@ -144,19 +144,19 @@ class Experiment:
         return init_state(self.model, self.tx, self.dataset.train.images.shape[1:], seed)
 
     def warm_up(self, state: TrainState) -> None:
-        """Compiles the training step, by taking one step and forgetting it.
+        """Compile the training step, by taking one step and forgetting it.
 
         Args:
-            state: any state; it is not changed.
+            state: Any state; it is not changed.
         """
         order = epoch_order(state.key, 0, self.dataset.train.labels)
         jax.block_until_ready(self.train_step(state, self.dataset.train, order))
 
     def is_checkpoint(self, step: int) -> bool:
-        """Tells whether a checkpoint is due.
+        """Tell whether a checkpoint is due.
 
         Args:
-            step: steps taken.
+            step: Steps taken.
 
         Returns:
             Whether it is.
@@ -164,21 +164,21 @@ class Experiment:
         return step % (self.config.checkpoint_every or self.steps_per_epoch) == 0
 
     def run(self, state: TrainState) -> Iterator[tuple[TrainState, Row]]:
-        """Trains to the last step, and comes up for air wherever something is to be logged.
+        """Train to the last step, and come up for air wherever something is to be logged.
 
         The steps in between are not waited for. It stops at every ``log_every``-th step, at
         checkpoints, ends of epochs and the last step, so that an interrupted run and its
         continuation stop at the same steps as a run in one piece.
 
         Args:
-            state: where to go on from.
+            state: Where to go on from.
 
         Yields:
             The state, and the means of the metrics over the steps since the last stop, with
             ``seconds`` for these steps and ``step_time``, seconds per step.
 
         Raises:
-            DivergedError: if a metric of one of these steps is no finite number.
+            DivergedError: If a metric of one of these steps is no finite number.
         """
         step = int(state.step)
         train_split = self.dataset.train
@@ -216,10 +216,10 @@ def _train_and_log(
     log: RunLog,
     console: Console,
 ) -> TrainState:
-    """Trains to the last step; returns the last state.
+    """Train to the last step; returns the last state.
 
     Raises:
-        DivergedError: if a metric is no finite number; it says which checkpoint there is.
+        DivergedError: If a metric is no finite number; it says which checkpoint there is.
     """
     validation = experiment.dataset.validation
     with make_progress(console) as progress:
@@ -278,10 +278,10 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
 
 
 def _check_finite(rows: Sequence[dict[str, np.ndarray]], first_step: int) -> None:
-    """Looks for the first step that went wrong.
+    """Look for the first step that went wrong.
 
     Raises:
-        DivergedError: if there is one.
+        DivergedError: If there is one.
     """
     for step, row in enumerate(rows, start=first_step):
         wrong = {name: float(value) for name, value in row.items() if not math.isfinite(value)}

@@ -15,15 +15,15 @@ _CONFIG, _RESULT = "config.json", "result.json"
 
 
 def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) -> None:
-    """Makes a run directory, or checks that an existing one belongs to the same run.
+    """Make a run directory, or check that an existing one belongs to the same run.
 
     Args:
-        directory: the run directory.
-        config: the configuration of the run.
-        dataset: the data, whose checksum is compared too.
+        directory: The run directory.
+        config: The configuration of the run.
+        dataset: The data, whose checksum is compared too.
 
     Raises:
-        ConfigMismatchError: if the directory belongs to another configuration or to no run.
+        ConfigMismatchError: If the directory belongs to another configuration or to no run.
     """
     settings = to_json(config) | {"data.checksum": _checksum(dataset)}
     path = directory / _CONFIG
@@ -47,10 +47,10 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) 
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
-    """Reads the result of a finished run.
+    """Read the result of a finished run.
 
     Args:
-        directory: the run directory.
+        directory: The run directory.
 
     Returns:
         What `write_result` wrote, or `None` if the run is not finished.
@@ -60,20 +60,20 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
 
 def write_result(directory: Path, result: dict[str, Any]) -> None:
-    """Writes the result, which marks the run as finished.
+    """Write the result, which marks the run as finished.
 
     Args:
-        directory: the run directory.
+        directory: The run directory.
         result: JSON values by name.
     """
     write_json(directory / _RESULT, result)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file in one piece: a kill leaves the old file or the new one.
+    """Write a JSON file in one piece: a kill leaves the old file or the new one.
 
     Args:
-        path: where to.
+        path: Where to.
         value: JSON values.
     """
     temporary = path.with_suffix(".tmp")

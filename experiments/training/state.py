@@ -28,10 +28,10 @@ class TrainState(NamedTuple):
     """Everything that the next step depends on, apart from the data.
 
     Attributes:
-        params: the network's parameters.
+        params: The network's parameters.
         batch_stats: BatchNorm's running statistics.
-        opt_state: state of the optimizer.
-        step: number of steps taken.
+        opt_state: State of the optimizer.
+        step: Number of steps taken.
         key: PRNG key of the whole run; a step's own keys are folded from it and ``step``.
     """
 
@@ -45,12 +45,12 @@ class TrainState(NamedTuple):
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, method: Sequence[Regularizer] = ()
 ) -> optax.GradientTransformation:
-    """Builds the optimizer.
+    """Build the optimizer.
 
     Args:
-        config: its settings.
-        num_steps: steps after which the cosine schedule reaches zero.
-        method: the regularizers, each of which may wrap the optimizer.
+        config: Its settings.
+        num_steps: Steps after which the cosine schedule reaches zero.
+        method: The regularizers, each of which may wrap the optimizer.
 
     Returns:
         The transformation of gradients.
@@ -75,13 +75,13 @@ def make_optimizer(
 def init_state(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: Sequence[int], seed: int
 ) -> TrainState:
-    """Draws initial weights.
+    """Draw initial weights.
 
     Args:
-        model: the network.
-        tx: the optimizer.
+        model: The network.
+        tx: The optimizer.
         image_shape: ``(height, width, channels)``.
-        seed: seed of the run.
+        seed: Seed of the run.
 
     Returns:
         The state before the first step.

@@ -29,12 +29,12 @@ _ORDER_STREAM, _DATA_STREAM, _DROPOUT_STREAM, _METHOD_STREAM = range(4)
 def epoch_order(
     key: PRNGKeyArray, epoch: Int[Array, ""], labels: Int[Array, " examples"]
 ) -> Int[Array, " examples"]:
-    """Draws the order in which an epoch takes the training images.
+    """Draw the order in which an epoch takes the training images.
 
     Args:
         key: PRNG key of the run.
-        epoch: which epoch.
-        labels: the labels, for their number.
+        epoch: Which epoch.
+        labels: The labels, for their number.
 
     Returns:
         A permutation of the images' indices.
@@ -52,14 +52,14 @@ def make_train_step(
     batch_size: int,
     augmentation: str,
 ) -> TrainStep:
-    """Builds the jitted step.
+    """Build the jitted step.
 
     Args:
-        model: the network.
-        tx: the optimizer.
-        method: the regularizers; their hooks are applied in this order.
-        dataset: statistics for normalisation, and the number of classes.
-        batch_size: images per step.
+        model: The network.
+        tx: The optimizer.
+        method: The regularizers; their hooks are applied in this order.
+        dataset: Statistics for normalisation, and the number of classes.
+        batch_size: Images per step.
         augmentation: ``"none"`` or ``"crop-flip"``.
 
     Returns:

@@ -8,10 +8,10 @@ from rich.table import Table
 
 
 def summary_table(result: Mapping[str, Any]) -> Group:
-    """Lays out what `train` returns.
+    """Lay out what `train` returns.
 
     Args:
-        result: the result of a run.
+        result: The result of a run.
 
     Returns:
         A table with a heading and remarks, for a rich console.
