@@ -1,6 +1,7 @@
 """Stochastic estimators of the Hessian trace as a penalty: SEHT-H and SEHT-D."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer
+from seht_jax.penalty import make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +30,20 @@ class SehtH(Regularizer):
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Check the settings that the library does not see.
+        """Check the settings, before data are loaded and a step is compiled.
 
         Raises:
-            ValueError: If ``warmup_steps`` is negative.
+            ValueError: If one is out of its range.
         """
+        if not math.isfinite(self.lam):
+            raise ValueError(f"lam must be finite, not {self.lam}")
+        make_penalty(
+            self.probability,
+            num_probes=self.num_probes,
+            curvature="hessian",
+            layers=seht.module_layer,
+            rescale=self.rescaled,
+        )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
 

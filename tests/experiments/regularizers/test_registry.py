@@ -41,6 +41,10 @@ def test_a_description_is_read_back(method):
         (["seht-h:num_probes=1.5"], "num_probes=1.5 .* is not of type int"),
         (["seht-d:rescale=1"], "rescale=1 .* is not of type bool"),
         (["seht-h:warmup_steps=-1"], "warmup_steps must be at least 0, not -1"),
+        (["seht-h:num_probes=0"], "num_probes must be at least 1, got 0"),
+        (["seht-h:lam=1e999"], "lam must be finite, not inf"),
+        (["seht-d:p=0.7"], r"p_entries.*must be in \(0, 0.5\], got 0.7"),
+        (["seht-d:p=1.5,p_entries=0.5"], r"p_layers.*must be in \(0, 1\], got 1.5"),
     ],
 )
 def test_a_mistake_is_named(words, message):
