@@ -11,7 +11,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import jax.numpy as jnp
+import networks
 import pytest
+from oracle import without_aux
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -21,3 +24,10 @@ def enable_x64():
     """Compute in float64, with strict dtypes, unless a test asks for something else."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def small():
+    """A small network whose loss has no aux."""
+    loss_fn, params, batch = networks.mlp(jnp.tanh)
+    return networks.Case(without_aux(loss_fn), params, batch)

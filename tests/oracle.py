@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import networks
@@ -83,3 +84,7 @@ def composed(loss_fn, key, p, lam, **options):
 
 def without_aux(loss_fn):
     return lambda *args, **kwargs: loss_fn(*args, **kwargs)[0]
+
+
+def assert_close(actual, expected, rtol=1e-8):
+    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)

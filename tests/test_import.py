@@ -4,9 +4,11 @@ import inspect
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 
 import seht_jax as seht
+from seht_jax.probes import draw_layers
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,8 @@ def test_every_public_name_is_documented(name):
         assert ">>> " in inspect.getdoc(value)
     for parameter in inspect.signature(value).parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
+
+
+def test_annotations_are_checked_at_run_time():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        draw_layers("no key", 3, 0.5)

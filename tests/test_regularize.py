@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import pytest
-from oracle import composed, dense_penalised, probes, without_aux
+from oracle import assert_close, composed, dense_penalised, probes, without_aux
 
 import seht_jax as seht
 
@@ -16,16 +16,6 @@ LAM = 0.3
 @pytest.fixture(params=networks.CASES)
 def case(request):
     return networks.CASES[request.param]()
-
-
-@pytest.fixture
-def small():
-    loss_fn, params, batch = networks.mlp(jnp.tanh)
-    return networks.Case(without_aux(loss_fn), params, batch)
-
-
-def assert_close(actual, expected, rtol=1e-8):
-    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)
 
 
 # The formula

@@ -7,23 +7,13 @@ import networks
 import numpy as np
 import optax
 import pytest
-from oracle import composed, inner, probes, without_aux
+from oracle import assert_close, composed, inner, probes, without_aux
 
 import seht_jax as seht
 
 KEY = jax.random.key(7)
 LAM = 0.3
 P = (0.6, 0.4)
-
-
-@pytest.fixture
-def small():
-    loss_fn, params, batch = networks.mlp(jnp.tanh)
-    return networks.Case(without_aux(loss_fn), params, batch)
-
-
-def assert_close(actual, expected, rtol=1e-8):
-    chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=rtol)
 
 
 def evaluate(function, *args, **kwargs):
