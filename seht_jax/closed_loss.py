@@ -73,6 +73,7 @@ def close_loss(
     kwargs: dict[str, Any],
     *,
     has_aux: bool,
+    name: str = "loss_fn",
 ) -> tuple[ClosedLoss, list[Array]]:
     """Trace a loss and turn all that it reads into operands.
 
@@ -82,6 +83,7 @@ def close_loss(
         args: The other positional arguments, passed on as they are.
         kwargs: The keyword arguments, passed on as they are.
         has_aux: Whether the loss returns an aux.
+        name: What the user's argument is called, for errors.
 
     Returns:
         The closed loss, and its operands.
@@ -89,11 +91,11 @@ def close_loss(
     Raises:
         TypeError: If a leaf of the params is not a real floating-point array, or the loss returns
             anything but a real scalar (and an aux, if `has_aux`).
-        ValueError: If the loss is not a scalar.
+        ValueError: If the loss is not a scalar, or devices that share it differ in the params.
     """
     check_params(params)
     params = jax.tree.map(jnp.asarray, params)
-    closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux)
+    closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux, name=name)
     axes = varying_axes(closed.out_avals[0])
     if axes:
         # Under `shard_map` the derivative of a replicated input is summed over the devices. That
@@ -102,8 +104,16 @@ def close_loss(
             lambda leaf: as_varying(leaf, axes) if _is_inexact_array(leaf) else leaf,
             (params, args, kwargs),
         )
-        closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux)
+        closed, restore_aux = _trace(loss_fn, params, args, kwargs, has_aux=has_aux, name=name)
     leaves = jax.tree.leaves(params)
+    sharded = frozenset().union(*map(varying_axes, leaves)) - axes
+    if sharded:
+        message = (
+            f"the params differ over the mesh axes {sorted(sharded)}, over which the loss does "
+            "not: params that are sharded by hand inside shard_map are not supported. Use jax.jit "
+            "with sharded arrays, or gather the params first"
+        )
+        raise ValueError(message)
     operands = [*map(jnp.asarray, closed.consts), *leaves]
     return ClosedLoss(closed.jaxpr, len(leaves), restore_aux), operands
 
@@ -139,13 +149,14 @@ def _trace(
     kwargs: dict[str, Any],
     *,
     has_aux: bool,
+    name: str,
 ) -> tuple[core.ClosedJaxpr, Callable[[Sequence[Array]], PyTree]]:
     aux_leaves: list[Any] = []
     aux_structure = None
 
     def flat_loss(params: PyTree) -> list[Array]:
         nonlocal aux_leaves, aux_structure
-        loss, aux = _split_result(loss_fn(params, *args, **kwargs), has_aux=has_aux)
+        loss, aux = _split_result(loss_fn(params, *args, **kwargs), has_aux=has_aux, name=name)
         leaves, aux_structure = jax.tree.flatten(aux)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         aux_leaves = [_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
@@ -164,25 +175,25 @@ def _trace(
 _ARRAY = object()  # stands for an array among the leaves of the aux
 
 
-def _split_result(result: Any, *, has_aux: bool) -> tuple[Array, PyTree]:
+def _split_result(result: Any, *, has_aux: bool, name: str) -> tuple[Array, PyTree]:
     if has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
-            message = f"with has_aux=True, loss_fn must return (loss, aux), got {_describe(result)}"
+            message = f"with has_aux=True, {name} must return (loss, aux), got {_describe(result)}"
             raise TypeError(message)
         loss, aux = result
     else:
         loss, aux = result, None
     if not isinstance(loss, float) and not hasattr(loss, "dtype"):
-        hint = "; pass has_aux=True" if isinstance(loss, tuple) else ""
-        message = f"loss_fn must return a real scalar, got {_describe(loss)}{hint}"
+        hint = "; pass has_aux=True" if isinstance(loss, tuple) and name == "loss_fn" else ""
+        message = f"{name} must return a real scalar, got {_describe(loss)}{hint}"
         raise TypeError(message)
     loss = jnp.asarray(loss)
     if not jnp.issubdtype(loss.dtype, jnp.floating):
-        message = f"loss_fn must return a real scalar, got dtype {loss.dtype}"
+        message = f"{name} must return a real scalar, got dtype {loss.dtype}"
         raise TypeError(message)
     if loss.shape != ():
         message = (
-            f"loss_fn must return a scalar, got shape {loss.shape}; reduce it, for example with "
+            f"{name} must return a scalar, got shape {loss.shape}; reduce it, for example with "
             "jnp.mean"
         )
         raise ValueError(message)

@@ -43,7 +43,7 @@ def hvp(
         Pearlmutter, *Fast Exact Multiplication by the Hessian* (1994).
     """
 
-    def product(params: PyTree, *args: Any, **kwargs: Any) -> PyTree:
+    def product(params: PyTree, /, *args: Any, **kwargs: Any) -> PyTree:
         def gradient(params: PyTree) -> PyTree:
             gradients = jax.grad(loss_fn, has_aux=has_aux)(params, *args, **kwargs)
             return gradients[0] if has_aux else gradients
@@ -61,7 +61,8 @@ class QuadraticFormTerms(NamedTuple):
         aux: The arrays of its aux.
         gradients: dL/dx for the chosen operands x.
         estimate: The mean over the probes of the quadratic form, at least float32.
-        estimate_gradients: Its gradients by the chosen operands.
+        estimate_gradients: Its gradients by the chosen operands, at least float32: sums over many
+            probes would stop growing in bfloat16.
     """
 
     loss: Float[Array, ""]
@@ -183,5 +184,5 @@ def _along_probe(
         aux,
         [gradients[i] for i in chosen],
         estimate,
-        [curvatures[i] for i in chosen],
+        [curvatures[i].astype(accumulation_dtype(curvatures[i].dtype)) for i in chosen],
     )

@@ -24,6 +24,7 @@ from seht_jax.probes import (
     LayerFunction,
     LayerTable,
     ProbeProbability,
+    check_layers,
     draw_layers,
     probe_probabilities,
     sample_probe,
@@ -92,15 +93,8 @@ def make_penalty(
     if curvature != "hessian":
         message = f"curvature must be 'hessian', got {curvature!r}"
         raise ValueError(message)
-    if not callable(layers):
-        message = (
-            "layers must be a function from the path of a leaf to the name of its layer, got "
-            f"{layers!r}"
-        )
-        raise TypeError(message)
-    if not isinstance(rescale, bool):
-        message = f"rescale must be True or False, got {rescale!r}"
-        raise TypeError(message)
+    check_layers(layers)
+    check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
     return Penalty(
         p_layers=p_layers,
@@ -134,10 +128,7 @@ def draw(
         which would otherwise wait for one another in different branches.
     """
     axes = communicated_axes(loss.jaxpr)
-    # Devices that share params and loss (nothing varies) share the direction too.
-    varying = frozenset().union(*map(varying_axes, loss.params_of(operands)))
-    key = _of_first_device(key, tuple(sorted(varying_axes(key) - varying)))
-    key_layers, key_probes = jax.random.split(key)
+    key_layers, key_probes = jax.random.split(shared_key(loss, operands, key))
     drawn = None
     if penalty.p_layers < 1:
         key_layers = _of_first_device(key_layers, axes)
@@ -145,6 +136,22 @@ def draw(
     if not isinstance(active, bool):
         active = _of_first_device(active, axes)
     return Draw(key_probes, drawn, None if active is True else jnp.asarray(active))
+
+
+def shared_key(loss: ClosedLoss, operands: Sequence[Array], key: PRNGKeyArray) -> PRNGKeyArray:
+    """Return one key for devices that have one loss, so that they probe along one direction.
+
+    Args:
+        loss: The closed loss.
+        operands: Its operands.
+        key: A key, which may differ by device.
+
+    Returns:
+        The key of the first device along the axes over which, by their types, neither params nor
+        loss differ; everywhere else the key as it is.
+    """
+    varying = frozenset().union(*map(varying_axes, loss.params_of(operands)))
+    return _of_first_device(key, tuple(sorted(varying_axes(key) - varying)))
 
 
 def layers_drawn(table: LayerTable, draw: Draw) -> Int[Array, ""]:
@@ -237,7 +244,11 @@ def add_scaled(value: Array, lam: Array, estimate: Array) -> Array:
         The sum, computed in at least float32, in the dtype of `value`.
     """
     dtype = accumulation_dtype(value.dtype)
-    return (value.astype(dtype) + lam.astype(dtype) * estimate.astype(dtype)).astype(value.dtype)
+    estimate = estimate.astype(dtype)
+    scaled = lam.astype(dtype) * estimate
+    # No strength is no penalty, also where the curvature is infinite: 0 * inf would be nan.
+    scaled = jnp.where((lam == 0) & ~jnp.isfinite(estimate), jnp.zeros_like(scaled), scaled)
+    return (value.astype(dtype) + scaled).astype(value.dtype)
 
 
 def check_loss_fn(name: str, loss_fn: Any) -> None:
@@ -252,6 +263,21 @@ def check_loss_fn(name: str, loss_fn: Any) -> None:
     """
     if not callable(loss_fn):
         message = f"{name} must be a function of the params, got {loss_fn!r}"
+        raise TypeError(message)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Check that an argument is Python's True or False.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, got {value!r}"
         raise TypeError(message)
 
 

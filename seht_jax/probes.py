@@ -58,7 +58,7 @@ def module_layer(path: tuple[str, ...]) -> str:
         >>> module_layer(("Block_0", "Dense_0", "kernel")), module_layer(("scale",))
         ('Block_0/Dense_0', 'scale')
     """
-    return "/".join(path[:-1] or path)
+    return "/".join(path[:-1] or path) or "params"  # params that are one bare array
 
 
 def layer_names(params: PyTree, layers: LayerFunction = module_layer) -> tuple[str, ...]:
@@ -123,6 +123,7 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
         TypeError: If `layers` returns anything but a name, `Stacked` or `None`.
         ValueError: If no layer is left to probe, or a stacked axis does not fit its leaf.
     """
+    check_layers(layers)
     ids: dict[str, int] = {}
     indices: dict[int, np.ndarray] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -136,15 +137,16 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
             case str(name):
                 indices[position] = np.asarray(ids.setdefault(name, len(ids)))
             case Stacked(name=name, axis=axis):
-                if not -leaf.ndim <= axis < leaf.ndim:
+                shape = np.shape(leaf)
+                if not -len(shape) <= axis < len(shape):
                     message = (
-                        f"layers: {'/'.join(path)} has shape {leaf.shape}, which has no axis "
+                        f"layers: {'/'.join(path)} has shape {shape}, which has no axis "
                         f"{axis} to take as the stack of layers {name!r}"
                     )
                     raise ValueError(message)
-                names = [f"{name}[{i}]" for i in range(leaf.shape[axis])]
+                names = [f"{name}[{i}]" for i in range(shape[axis])]
                 stack = np.asarray([ids.setdefault(name, len(ids)) for name in names], int)
-                others = [i for i in range(leaf.ndim) if i != axis % leaf.ndim]
+                others = [i for i in range(len(shape)) if i != axis % len(shape)]
                 indices[position] = np.expand_dims(stack, others)
             case _:
                 message = (
@@ -159,6 +161,23 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
         )
         raise ValueError(message)
     return LayerTable(tuple(ids), indices)
+
+
+def check_layers(layers: Any) -> None:
+    """Check that an argument can name layers.
+
+    Args:
+        layers: The argument.
+
+    Raises:
+        TypeError: If it is no function.
+    """
+    if not callable(layers):
+        message = (
+            "layers must be a function from the path of a leaf to the name of its layer, got "
+            f"{layers!r}"
+        )
+        raise TypeError(message)
 
 
 def probe_probabilities(p: ProbeProbability) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from seht_jax.penalty import (
     as_scalar,
     check_key,
     check_loss_fn,
+    check_switch,
     draw,
     layers_drawn,
     make_penalty,
@@ -162,9 +163,11 @@ def regularize(
     )
     lam = as_scalar("lam", lam)
     active = as_flag("active", active)
+    check_switch("has_aux", has_aux)
+    check_switch("with_estimate", with_estimate)
 
     @functools.wraps(loss_fn, updated=())
-    def penalised(params: PyTree, *args: Any, **kwargs: Any) -> Any:
+    def penalised(params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, penalty.layers)
         choices = draw(penalty, table, loss, operands, key, active)
@@ -240,7 +243,12 @@ def _penalised_loss(
         value, estimate, aux, gradients = evaluate(choices, lam, operands, chosen)
         _check_marked(operands, chosen, value)
         dtype = accumulation_dtype(value.dtype)
-        slope = inner_product(gradients, [operand_tangents[i] for i in chosen], dtype)
+        slope = jnp.zeros((), dtype)
+        for gradient, i in zip(gradients, chosen, strict=True):
+            term = inner_product([gradient], [operand_tangents[i]], dtype)
+            # A loss that devices share changes with the inputs of all of them.
+            others = tuple(sorted(varying_axes(term) - varying_axes(value)))
+            slope += jax.lax.psum(term, others) if others else term
         if not isinstance(lam_tangent, SymbolicZero):
             slope += estimate * lam_tangent.astype(dtype)
         slope = as_varying(slope, varying_axes(value)).astype(value.dtype)

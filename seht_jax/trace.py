@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.convolution import canonical_on_cpu
 from seht_jax.curvature import accumulation_dtype, hvp, inner_product
-from seht_jax.penalty import check_count, check_key, check_loss_fn
+from seht_jax.penalty import (
+    check_count,
+    check_key,
+    check_loss_fn,
+    check_switch,
+    shared_key,
+)
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,
@@ -140,11 +148,12 @@ def masked_trace(
     check_loss_fn("loss_fn", loss_fn)
     check_key(key)
     check_count("num_probes", num_probes)
+    check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
     scale = 1 / (p_layers * 2 * p_entries) if rescale else 1.0
 
     @functools.wraps(loss_fn, updated=())
-    def estimate(params: PyTree, *args: Any, **kwargs: Any) -> TraceEstimate:
+    def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> TraceEstimate:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
         leaves = loss.params_of(operands)
@@ -157,7 +166,7 @@ def masked_trace(
             product = _hessian_vector_product(loss, operands, probe)
             return scale * inner_product(list(probe.values()), list(product.values()), dtype)
 
-        return _summary(_map_probes(sample, key, num_probes))
+        return _summary(_map_probes(sample, shared_key(loss, operands, key), num_probes))
 
     return estimate
 
@@ -209,7 +218,7 @@ def layer_traces(
     check_count("num_probes", num_probes)
 
     @functools.wraps(loss_fn, updated=())
-    def estimate(params: PyTree, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:
+    def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
         dtype = accumulation_dtype(loss.dtype)
@@ -219,7 +228,7 @@ def layer_traces(
             product = _hessian_vector_product(loss, operands, probe)
             return _sum_by_layer(table, probe, product, dtype)
 
-        samples = _map_probes(sample, key, num_probes)
+        samples = _map_probes(sample, shared_key(loss, operands, key), num_probes)
         return {name: _summary(samples[:, i]) for i, name in enumerate(table.names)}
 
     return estimate
@@ -267,7 +276,7 @@ def exact_trace(
     check_count("chunk_size", chunk_size)
 
     @functools.wraps(loss_fn, updated=())
-    def trace(params: PyTree, *args: Any, **kwargs: Any) -> Float[Array, ""]:
+    def trace(params: PyTree, /, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         leaves = loss.params_of(operands)
         dtype = accumulation_dtype(loss.dtype)
@@ -275,6 +284,7 @@ def exact_trace(
         def diagonal_entry(leaf: int, entry: Array) -> Array:
             shape, leaf_dtype = leaves[leaf].shape, leaves[leaf].dtype
             basis = jnp.zeros(leaves[leaf].size, leaf_dtype).at[entry].set(1).reshape(shape)
+            basis = as_varying(basis, varying_axes(leaves[leaf]))
             product = _hessian_vector_product(loss, operands, {leaf: basis})[leaf]
             return product.reshape(-1)[entry].astype(dtype)
 
@@ -307,6 +317,7 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
         The trace, at least float32.
 
     Raises:
+        TypeError: If the logits are not floating-point numbers.
         ValueError: If there is no axis of classes.
 
     Example:
@@ -314,6 +325,9 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
         >>> float(output_trace(jnp.zeros((8, 4))))
         0.75
     """
+    if not jnp.issubdtype(jnp.result_type(logits), jnp.floating):
+        message = f"logits must be floating-point numbers, got dtype {jnp.result_type(logits)}"
+        raise TypeError(message)
     if jnp.ndim(logits) < 1:
         message = f"logits must have an axis of classes, got shape {jnp.shape(logits)}"
         raise ValueError(message)
@@ -360,6 +374,7 @@ def _sum_by_layer(
 
 def _summary(samples: Float[Array, " probes"]) -> TraceEstimate:
     num_probes = samples.shape[0]
-    # One sample has no spread: 0 / 0 is nan.
-    standard_error = jnp.std(samples, ddof=1) / jnp.sqrt(num_probes).astype(samples.dtype)
+    if num_probes == 1:  # one sample has no spread
+        return TraceEstimate(samples[0], jnp.asarray(np.nan, samples.dtype), samples)
+    standard_error = jnp.std(samples, ddof=1) / num_probes**0.5
     return TraceEstimate(jnp.mean(samples), standard_error, samples)

@@ -125,7 +125,9 @@ def add_hessian_trace(
             )
             raise TypeError(message)
         check_loss_fn("value_fn", value_fn)
-        loss, operands = close_loss(value_fn, _complete(params), (), {}, has_aux=False)
+        loss, operands = close_loss(
+            value_fn, _complete(params), (), {}, has_aux=False, name="value_fn"
+        )
         table = layer_table(params, penalty.layers)
         next_key, step_key = jax.random.split(state.key)
         active = True if every == 1 else state.count % every == 0
@@ -140,7 +142,8 @@ def add_hessian_trace(
 
         def plain(_choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
             zero = as_varying(jnp.zeros((), accumulation_dtype(loss.dtype)), axes)
-            return zero, [jnp.zeros_like(operands[i]) for i in chosen]
+            zeros = [jnp.zeros_like(operands[i]) for i in chosen]
+            return zero, [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in zeros]
 
         estimate, gradients = switch(choices, penalised, plain, operands)
         if choices.active is not None:

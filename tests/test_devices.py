@@ -255,3 +255,94 @@ def test_an_explicit_mesh_gives_what_one_device_does(data, p):
             jax.device_put(params, NamedSharding(mesh, P())), sharded(batch, mesh), KEY
         )
     assert_close(actual, expected)
+
+
+# Corners of `shard_map`
+
+
+def on_four_devices(function, in_specs, out_specs=None):
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=P() if out_specs is None else out_specs
+    )
+    return jax.jit(mapped)
+
+
+def quartic(w, x):
+    return jnp.mean((w * x) ** 4)
+
+
+def corner():
+    return jnp.array([0.5, 1.5]), 1.0 + jnp.arange(8.0).reshape(4, 2) / 8
+
+
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacrev])
+def test_a_loss_that_devices_share_is_differentiated_by_the_batch_of_each(mode):
+    w, x = corner()
+
+    def penalised(regularize_loss):
+        return seht.regularize(regularize_loss, jax.random.key(1), None, 0.1)
+
+    def of_a_device(w, x):
+        return mode(penalised(lambda w, x: jax.lax.pmean(quartic(w, x), "data")), argnums=(0, 1))(
+            w, x
+        )
+
+    mapped = on_four_devices(of_a_device, (P(), P("data")), (P(), P("data")))
+    expected = jax.jit(mode(penalised(quartic), argnums=(0, 1)))(w, x)
+    chex.assert_trees_all_close(mapped(w, x), expected, rtol=1e-10)
+
+
+def test_a_tangent_by_the_batch_of_each_device_is_summed_over_them():
+    w, x = corner()
+
+    def slope(loss_fn):
+        def value(w, x):
+            penalised = seht.regularize(loss_fn, jax.random.key(1), None, 0.1)
+            return jax.jvp(penalised, (w, x), (jnp.cos(w), jnp.cos(x)))[1]
+
+        return value
+
+    shared = slope(lambda w, x: jax.lax.pmean(quartic(w, x), "data"))
+    mapped = on_four_devices(shared, (P(), P("data")))
+    np.testing.assert_allclose(mapped(w, x), jax.jit(slope(quartic))(w, x), rtol=1e-10)
+
+
+def test_params_that_are_sharded_by_hand_are_refused():
+
+    def penalised(w):
+        def loss_fn(w):
+            return jax.lax.psum(jnp.sum(w**4), "data")
+
+        return seht.regularize(loss_fn, jax.random.key(1), None, 0.1)(w)
+
+    with pytest.raises(ValueError, match=r"the params differ over the mesh axes \['data'\]"):
+        on_four_devices(penalised, P("data"))(jnp.ones(4))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "name", ["hutchinson_trace", "masked_trace", "layer_traces", "exact_trace"]
+)
+def test_estimates_work_on_a_shard(name, shared):
+    """The Hessian is diagonal, so that every probe of signs gives the trace."""
+    w, x = corner()
+
+    def loss_fn(w, x):
+        return jax.lax.pmean(quartic(w, x), "data") if shared else quartic(w, x)
+
+    def trace(w, x):
+        key = jax.random.fold_in(jax.random.key(1), jax.lax.axis_index("data"))
+        estimate = {
+            "hutchinson_trace": lambda: (
+                seht.hutchinson_trace(loss_fn, key, num_probes=2)(w, x).mean
+            ),
+            "masked_trace": lambda: seht.masked_trace(loss_fn, key, (1.0, 0.5))(w, x).mean,
+            "layer_traces": lambda: seht.layer_traces(loss_fn, key)(w, x)["params"].mean,
+            "exact_trace": lambda: seht.exact_trace(loss_fn)(w, x),
+        }[name]()
+        return estimate if shared else jax.lax.pmean(estimate, "data")
+
+    expected = jnp.trace(jax.jit(jax.hessian(quartic))(w, x))
+    mapped = on_four_devices(trace, (P(), P("data")))
+    np.testing.assert_allclose(mapped(w, x), expected, rtol=1e-6)

@@ -352,3 +352,35 @@ def test_wrappers_that_hide_params_are_refused(wrap):
         TypeError, match=r"optax.masked and optax.partition can not wrap it.*layers="
     ):
         wrap(add_hessian_trace()).init(params)
+
+
+@pytest.mark.parametrize("layers", [None, "conv"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda layers: seht.layer_names(PARAMS, layers),
+        lambda layers: seht.hutchinson_trace(loss_fn, KEY, layers=layers)(PARAMS),
+        lambda layers: seht.exact_trace(loss_fn, layers=layers)(PARAMS),
+    ],
+)
+def test_layers_are_a_function(function, layers):
+    with pytest.raises(TypeError, match=f"layers must be a function.*got {layers!r}"):
+        function(layers)
+
+
+@pytest.mark.parametrize("name", ["rescale", "has_aux", "with_estimate"])
+def test_switches_are_true_or_false(name):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got 'yes'"):
+        seht.regularize(loss_fn, KEY, None, 0.1, **{name: "yes"})
+
+
+def test_logits_are_floating_point_numbers():
+    with pytest.raises(TypeError, match="logits must be floating-point numbers, got dtype int"):
+        seht.output_trace(jnp.ones((2, 3), int))
+
+
+def test_the_optax_form_names_its_own_argument():
+    params = {"w": jnp.ones(2)}
+    tx = seht.add_hessian_trace(None, 0.1, KEY)
+    with pytest.raises(TypeError, match="value_fn must return a real scalar, got a tuple of leng"):
+        tx.update(params, tx.init(params), params, value_fn=lambda params: (loss_fn(params), 1))

@@ -103,7 +103,7 @@ def params():
 
 def test_a_layer_is_a_module_and_a_leaf_at_the_root_is_its_own(params):
     assert seht.layer_names(params) == ("block/conv", "block/norm", "head/0", "t")
-    assert seht.layer_names(jnp.ones(3)) == ("",)
+    assert seht.layer_names(jnp.ones(3)) == ("params",)
     assert seht.layer_names([jnp.ones(3), jnp.ones(2)]) == ("0", "1")
     assert module_layer(("a", "b", "kernel")) == "a/b"
 

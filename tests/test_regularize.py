@@ -302,3 +302,30 @@ def test_a_step_without_a_penalty_prints_once(capfd):
     jax.jit(jax.grad(penalised))(jnp.ones(2)).block_until_ready()
     jax.effects_barrier()
     assert capfd.readouterr().out.count("the loss is evaluated") == 1
+
+
+def test_many_probes_of_bfloat16_params_accumulate_the_gradient_in_float32():
+    # 24 for each of 512 probes: a bfloat16 sum stops growing at 8,192 and would give 16.
+    penalised = seht.regularize(lambda w: jnp.sum(w**4), KEY, None, 1.0, num_probes=512)
+    gradient = jax.jit(jax.grad(penalised))(jnp.ones(4, jnp.bfloat16))
+    assert gradient.tolist() == [28.0] * 4
+
+
+@pytest.mark.parametrize("lam", [0.0, jnp.zeros(())])
+def test_lam_zero_is_the_plain_loss_where_the_curvature_is_infinite(lam):
+    def loss_fn(w):
+        return jnp.sum(jnp.abs(w) ** 1.5)
+
+    w = jnp.array([0.0, 1.0])
+    assert not jnp.isfinite(seht.regularize(loss_fn, KEY, None, 0.1)(w))
+    chex.assert_trees_all_equal(
+        jax.value_and_grad(seht.regularize(loss_fn, KEY, None, lam))(w),
+        jax.value_and_grad(loss_fn)(w),
+    )
+
+
+def test_a_keyword_may_be_called_params():
+    def loss_fn(w, *, params):
+        return jnp.sum(w**2) * params
+
+    assert_close(seht.regularize(loss_fn, KEY, None, 0.5)(jnp.ones(3), params=2.0), 6 + 0.5 * 12)

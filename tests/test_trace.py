@@ -250,7 +250,7 @@ def test_leaves_without_a_layer_are_left_out_of_the_estimate(estimator):
 ESTIMATORS = {
     "hutchinson_trace": lambda loss_fn: lambda *x: seht.hutchinson_trace(loss_fn, KEY)(*x).mean,
     "masked_trace": lambda loss_fn: lambda *x: seht.masked_trace(loss_fn, KEY, None)(*x).mean,
-    "layer_traces": lambda loss_fn: lambda *x: seht.layer_traces(loss_fn, KEY)(*x)[""].mean,
+    "layer_traces": lambda loss_fn: lambda *x: seht.layer_traces(loss_fn, KEY)(*x)["params"].mean,
     "exact_trace": lambda loss_fn: seht.exact_trace(loss_fn, chunk_size=1024),
 }
 

@@ -277,3 +277,7 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
     updates, estimate = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     assert jnp.isfinite(estimate)
+    if p is None:
+        # JAX sums the plain gradient over the devices (1 + 3); the penalty's is averaged.
+        chex.assert_trees_all_close(updates, combined(4, 0.1 * 2), rtol=1e-10)
+        np.testing.assert_allclose(estimate, 2 * DIAGONAL_TRACE, rtol=1e-6)
