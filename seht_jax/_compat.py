@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax._src.core import NamedAxisEffect  # no public name in jax 0.10 or 0.11
+from jax._src.state.types import AbstractRef  # no public name in jax 0.10 or 0.11
 from jax.core import AbstractValue
 from jax.extend import core, source_info_util
 
@@ -42,6 +43,19 @@ def varying_axes(value: Any) -> frozenset[str]:
     aval = value if isinstance(value, AbstractValue) else jax.typeof(value)
     manual_axis_type = getattr(aval, "manual_axis_type", None)
     return frozenset() if manual_axis_type is None else frozenset(manual_axis_type.varying)
+
+
+def has_reference(equation: core.JaxprEqn) -> bool:
+    """Return whether an equation reads, writes or makes a mutable reference.
+
+    Args:
+        equation: The equation.
+
+    Returns:
+        Whether one of its operands or results is a reference.
+    """
+    atoms = (*equation.invars, *equation.outvars)
+    return any(isinstance(atom.aval, AbstractRef) for atom in atoms)
 
 
 def bind_equation(equation: core.JaxprEqn, inputs: Sequence[Any], **params: Any) -> list[Any]:
