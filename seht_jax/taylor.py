@@ -48,6 +48,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array
 
 from seht_jax._compat import as_varying, bind_equation, has_reference, varying_axes
+from seht_jax.products import Factor, multiply
 
 
 class Jet(NamedTuple):
@@ -182,40 +183,22 @@ def _elementwise(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     ]
 
 
-def _bilinear(
-    summed_product: Callable[[core.JaxprEqn, Array, Array], Array],
-    equation: core.JaxprEqn,
-    inputs: Sequence[Jet],
-) -> list[Jet]:
-    """Propagate through a product: (ab)' = a'b + ab' and (ab)'' = a''b + 2a'b' + ab''.
-
-    Args:
-        summed_product: Sums over the directions the products of two stacks of velocities.
-        equation: The product.
-        inputs: Its two factors.
-    """
+def _product(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
+    """Propagate through a product: (ab)'' = a''b + 2a'b' + ab''."""
     a, b = inputs
+    product = multiply(equation, Factor(a.value, a.velocity), Factor(b.value, b.velocity))
 
-    def product(left: Any, right: Any, axes: tuple[int | None, int | None]) -> Any:
+    def accelerated(left: Any, right: Any) -> Any:
         if left is None or right is None:
             return None
-        multiply: Any = lambda x, y: bind_equation(equation, [x, y])[0]  # noqa: E731
-        return (multiply if axes == (None, None) else jax.vmap(multiply, axes))(left, right)
+        return bind_equation(equation, [left, right])[0]
 
-    both = None
-    if a.velocity is not None and b.velocity is not None:
-        both = 2 * summed_product(equation, a.velocity, b.velocity)
-    return [
-        Jet(
-            product(a.value, b.value, (None, None)),
-            _sum(product(a.velocity, b.value, (0, None)), product(a.value, b.velocity, (None, 0))),
-            _sum(
-                product(a.acceleration, b.value, (None, None)),
-                product(a.value, b.acceleration, (None, None)),
-                both,
-            ),
-        )
-    ]
+    acceleration = _sum(
+        None if product.cross is None else 2 * product.cross,
+        accelerated(a.acceleration, b.value),
+        accelerated(a.value, b.acceleration),
+    )
+    return [Jet(product.value, product.velocity, acceleration)]
 
 
 def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
@@ -264,46 +247,6 @@ def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
             results, slopes, bends, accelerations, strict=True
         )
     ]
-
-
-def _multiply_and_sum(_: core.JaxprEqn, left: Array, right: Array) -> Array:
-    return jnp.sum(left * right, axis=0)
-
-
-def _dot_general_and_sum(equation: core.JaxprEqn, left: Array, right: Array) -> Array:
-    """Contract the directions too."""
-    contracted, batch = equation.params["dimension_numbers"]
-
-    def later(dimensions: Sequence[int]) -> tuple[int, ...]:
-        return tuple(dimension + 1 for dimension in dimensions)
-
-    numbers = (tuple((0, *later(dims)) for dims in contracted), tuple(map(later, batch)))
-    return bind_equation(equation, [left, right], dimension_numbers=numbers)[0]
-
-
-def _convolve_and_sum(equation: core.JaxprEqn, left: Array, right: Array) -> Array:
-    """Make the directions a part of the input features, over which a convolution sums."""
-    params = equation.params
-    if params["batch_group_count"] > 1:
-        multiply: Any = lambda x, y: bind_equation(equation, [x, y])[0]  # noqa: E731
-        return functools.reduce(jnp.add, map(multiply, left, right))
-    spec = params["dimension_numbers"]
-    return bind_equation(
-        equation,
-        [
-            # In groups of features, the directions stand inside of each group.
-            _merge_directions(left, spec.lhs_spec[1], params["feature_group_count"]),
-            _merge_directions(right, spec.rhs_spec[1], 1),
-        ],
-    )[0]
-
-
-def _merge_directions(array: Array, axis: int, groups: int) -> Array:
-    """Merge the leading axis into another one, whose index becomes (group, direction, rest)."""
-    directions, *shape = array.shape
-    split = array.reshape(directions, *shape[:axis], groups, -1, *shape[axis + 1 :])
-    moved = jnp.moveaxis(split, 0, axis + 1)
-    return moved.reshape(*shape[:axis], directions * shape[axis], *shape[axis + 1 :])
 
 
 # Rules for operations that hold other computations. Jets are pytrees, so that JAX's own control
@@ -536,9 +479,9 @@ _RULES: dict[core.Primitive, Rule] = {
     **dict.fromkeys((*_LINEAR, *_LINEAR_IN_PIECES), _linear),
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     primitives.div_p: _quotient,
-    primitives.mul_p: functools.partial(_bilinear, _multiply_and_sum),
-    primitives.dot_general_p: functools.partial(_bilinear, _dot_general_and_sum),
-    primitives.conv_general_dilated_p: functools.partial(_bilinear, _convolve_and_sum),
+    primitives.mul_p: _product,
+    primitives.dot_general_p: _product,
+    primitives.conv_general_dilated_p: _product,
     primitives.jit_p: _inlined,
     primitives.closed_call_p: _inlined,
     primitives.remat_p: _checkpoint,
