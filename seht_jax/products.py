@@ -27,7 +27,6 @@ alone: five products a direction in a step with its gradient, where the formula 
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,11 +48,11 @@ class Factor(NamedTuple):
 
     Attributes:
         value: The value.
-        velocity: Its first derivatives, stacked along a leading axis; `None` for zero.
+        velocity: Its first derivatives, one for each direction; `None` for zeros.
     """
 
     value: Any
-    velocity: Any
+    velocity: tuple[Any, ...] | None
 
 
 class Product(NamedTuple):
@@ -61,12 +60,12 @@ class Product(NamedTuple):
 
     Attributes:
         value: The value ab.
-        velocity: The first derivatives a'b + ab', stacked along a leading axis.
+        velocity: The first derivatives a'b + ab', one for each direction.
         cross: The sum over the directions of a'b'.
     """
 
     value: Any
-    velocity: Any
+    velocity: tuple[Any, ...] | None
     cross: Any
 
 
@@ -117,21 +116,17 @@ def _directly(equation: core.JaxprEqn, left: Factor, right: Factor) -> Product:
     def product(x: Any, y: Any) -> Any:
         return None if x is None or y is None else bind_equation(equation, [x, y])[0]
 
-    velocities = [
-        jax.vmap(product, axes)(*factors)
-        for axes, factors in (
-            ((0, None), (left.velocity, right.value)),
-            ((None, 0), (left.value, right.velocity)),
+    num_directions = max(len(left.velocity or ()), len(right.velocity or ()))
+    velocities, crosses = [], []
+    for k in range(num_directions):
+        d_left, d_right = (
+            None if factor.velocity is None else factor.velocity[k] for factor in (left, right)
         )
-        if factors[0] is not None and factors[1] is not None
-    ]
-    cross = None
-    if left.velocity is not None and right.velocity is not None:
-        cross = _SUMMED[equation.primitive](equation, left.velocity, right.velocity)
+        velocities.append(_sum(product(d_left, right.value), product(left.value, d_right)))
+        crosses.append(product(d_left, d_right))
+    moving = num_directions > 0 and velocities[0] is not None
     return Product(
-        product(left.value, right.value),
-        functools.reduce(jnp.add, velocities) if velocities else None,
-        cross,
+        product(left.value, right.value), tuple(velocities) if moving else None, _sum(*crosses)
     )
 
 
@@ -144,25 +139,39 @@ def _by_evaluation(equation: core.JaxprEqn, left: Factor, right: Factor) -> Prod
     def derivative(primals: Any, tangents: Any) -> Any:
         left, right = primals
         scale = _scale(left, right)
-        d_left, d_right = (
-            Factor(*(None if isinstance(x, SymbolicZero) else x for x in factor))
-            for factor in tangents
-        )
-        terms = []
-        for factors in ((d_left, right), (left, d_right)):
-            if all(stream is not None for factor in factors for stream in factor):
-                terms.append(_evaluate(equation, *factors, scale))
-            else:
-                terms.append(_directly(equation, *factors))
-        result = _evaluate(equation, left, right, scale)
-        return result, Product(
-            *(
-                functools.reduce(jnp.add, [d for d in ds if d is not None], jnp.zeros_like(stream))
-                for stream, *ds in zip(result, *terms, strict=True)
+        terms = [
+            _evaluate(equation, *factors, scale)
+            if all(None not in (factor.value, *(factor.velocity or (None,))) for factor in factors)
+            else _directly(equation, *factors)
+            for factors in (
+                (_without_zeros(tangents[0]), right),
+                (left, _without_zeros(tangents[1])),
             )
+        ]
+        result = _evaluate(equation, left, right, scale)
+        zeros = jax.tree.map(jnp.zeros_like, result)
+        return result, Product(
+            _sum(*(term.value for term in terms)),
+            tuple(
+                _sum(zero, *(term.velocity[k] for term in terms if term.velocity is not None))
+                for k, zero in enumerate(zeros.velocity)
+            ),
+            _sum(zeros.cross, *(term.cross for term in terms)),
         )
 
     return evaluated(left, right)
+
+
+def _without_zeros(tangents: Factor) -> Factor:
+    value, velocity = (
+        jax.tree.map(
+            lambda x: None if isinstance(x, SymbolicZero) else x,
+            stream,
+            is_leaf=lambda x: isinstance(x, SymbolicZero),
+        )
+        for stream in tangents
+    )
+    return Factor(value, None if None in velocity else velocity)
 
 
 def _evaluate(equation: core.JaxprEqn, left: Factor, right: Factor, scale: Array) -> Product:
@@ -171,13 +180,12 @@ def _evaluate(equation: core.JaxprEqn, left: Factor, right: Factor, scale: Array
 
     value = product(left.value, right.value)
     velocities, crosses = [], []
-    for i in range(len(left.velocity)):
-        d_left, d_right = scale * left.velocity[i], scale * right.velocity[i]
-        ahead = product(left.value + d_left, right.value + d_right)
-        behind = product(left.value - d_left, right.value - d_right)
+    for d_left, d_right in zip(left.velocity, right.velocity, strict=True):
+        ahead = product(left.value + scale * d_left, right.value + scale * d_right)
+        behind = product(left.value - scale * d_left, right.value - scale * d_right)
         velocities.append((ahead - behind) / (2 * scale))
-        crosses.append(((ahead - value) + (behind - value)) / (2 * scale**2))
-    return Product(value, jnp.stack(velocities), functools.reduce(jnp.add, crosses))
+        crosses.append((ahead - value) + (behind - value))
+    return Product(value, tuple(velocities), _sum(*crosses) / (2 * scale**2))
 
 
 def _scale(left: Factor, right: Factor) -> Array:
@@ -186,53 +194,12 @@ def _scale(left: Factor, right: Factor) -> Array:
     def size(array: Array) -> Array:
         return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(array))))
 
-    ratio = (size(left.value) * size(right.value)) / (size(left.velocity) * size(right.velocity))
+    (first, *_), (second, *_) = left.velocity, right.velocity
+    ratio = (size(left.value) * size(right.value)) / (size(first) * size(second))
     exponent = jnp.round(0.5 * jnp.log2(ratio))
     return jnp.where(jnp.isfinite(exponent), jnp.exp2(exponent), jnp.ones_like(exponent))
 
 
-def _multiply_and_sum(_: core.JaxprEqn, left: Array, right: Array) -> Array:
-    return jnp.sum(left * right, axis=0)
-
-
-def _dot_general_and_sum(equation: core.JaxprEqn, left: Array, right: Array) -> Array:
-    """Contract the directions too."""
-    contracted, batch = equation.params["dimension_numbers"]
-
-    def later(dimensions: Sequence[int]) -> tuple[int, ...]:
-        return tuple(dimension + 1 for dimension in dimensions)
-
-    numbers = (tuple((0, *later(dims)) for dims in contracted), tuple(map(later, batch)))
-    return bind_equation(equation, [left, right], dimension_numbers=numbers)[0]
-
-
-def _convolve_and_sum(equation: core.JaxprEqn, left: Array, right: Array) -> Array:
-    """Make the directions a part of the input features, over which a convolution sums."""
-    params = equation.params
-    if params["batch_group_count"] > 1:
-        multiply: Any = lambda x, y: bind_equation(equation, [x, y])[0]  # noqa: E731
-        return functools.reduce(jnp.add, map(multiply, left, right))
-    spec = params["dimension_numbers"]
-    return bind_equation(
-        equation,
-        [
-            # In groups of features, the directions stand inside of each group.
-            _merge_directions(left, spec.lhs_spec[1], params["feature_group_count"]),
-            _merge_directions(right, spec.rhs_spec[1], 1),
-        ],
-    )[0]
-
-
-def _merge_directions(array: Array, axis: int, groups: int) -> Array:
-    """Merge the leading axis into another one, whose index becomes (group, direction, rest)."""
-    directions, *shape = array.shape
-    split = array.reshape(directions, *shape[:axis], groups, -1, *shape[axis + 1 :])
-    moved = jnp.moveaxis(split, 0, axis + 1)
-    return moved.reshape(*shape[:axis], directions * shape[axis], *shape[axis + 1 :])
-
-
-_SUMMED: dict[core.Primitive, Callable[[core.JaxprEqn, Array, Array], Array]] = {
-    mul_p: _multiply_and_sum,
-    dot_general_p: _dot_general_and_sum,
-    conv_general_dilated_p: _convolve_and_sum,
-}
+def _sum(*terms: Any) -> Any:
+    present = [term for term in terms if term is not None]
+    return functools.reduce(jnp.add, present) if present else None

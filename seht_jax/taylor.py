@@ -35,6 +35,7 @@ refused (`propagates`), and the caller falls back on nested derivatives.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -56,12 +57,12 @@ class Jet(NamedTuple):
 
     Attributes:
         value: The value.
-        velocity: First derivatives, stacked along a leading axis of length K; `None` for zero.
+        velocity: One first derivative for each direction; `None` for zeros.
         acceleration: The sum over the directions of the second derivatives; `None` for zero.
     """
 
     value: Any
-    velocity: Any = None
+    velocity: tuple[Any, ...] | None = None
     acceleration: Any = None
 
 
@@ -82,11 +83,11 @@ def propagate(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Jet]) -
     Example:
         >>> import jax, jax.numpy as jnp
         >>> closed = jax.make_jaxpr(lambda x, y: x**3 * y)(1.0, 1.0)
-        >>> directions = jnp.array([1.0, 2.0])
+        >>> directions = (jnp.array(1.0), jnp.array(2.0))
         >>> (output,) = propagate(
         ...     closed.jaxpr, closed.consts, [Jet(jnp.array(2.0), directions), Jet(jnp.array(5.0))]
         ... )
-        >>> float(output.value), output.velocity.tolist()  # x^3 y and 3 x^2 y times the direction
+        >>> float(output.value), [float(v) for v in output.velocity]  # x^3 y, and 3 x^2 y times both
         (40.0, [60.0, 120.0])
         >>> float(output.acceleration)  # 6 x y, times 1^2 + 2^2
         300.0
@@ -142,13 +143,11 @@ def _linear(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     def derivative(tangents: Sequence[Any]) -> list[Any]:
         return _derivative(lambda *x: bind_equation(equation, x), values, tangents)
 
-    velocities = [jet.velocity for jet in inputs]
-    moving = any(velocity is not None for velocity in velocities)
     return list(
         map(
             Jet,
             bind_equation(equation, values),
-            (_along_each(derivative, velocities) if moving else derivative(velocities)),
+            _along_each(derivative, [jet.velocity for jet in inputs]),
             derivative([jet.acceleration for jet in inputs]),
         )
     )
@@ -168,19 +167,13 @@ def _elementwise(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     def slope_at(value: Array) -> Array:
         return jax.jvp(function, (value,), (ones,))[1]
 
-    if x.velocity is None:
-        return [Jet(function(x.value), None, slope_at(x.value) * x.acceleration)]
     slope, bend = jax.jvp(slope_at, (x.value,), (ones,))
-    return [
-        Jet(
-            function(x.value),
-            slope[None] * x.velocity,
-            _sum(
-                bend * jnp.sum(x.velocity * x.velocity, axis=0),
-                None if x.acceleration is None else slope * x.acceleration,
-            ),
-        )
-    ]
+    velocity, bent = None, None
+    if x.velocity is not None:
+        velocity = tuple(slope * v for v in x.velocity)
+        bent = bend * _sum(*(v * v for v in x.velocity))
+    accelerated = None if x.acceleration is None else slope * x.acceleration
+    return [Jet(function(x.value), velocity, _sum(bent, accelerated))]
 
 
 def _product(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
@@ -212,8 +205,15 @@ def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
         total = _sum(*terms)
         return None if total is None else total / b.value
 
-    velocity = divided(a.velocity, None if b.velocity is None else -value[None] * b.velocity)
-    both = None if b.velocity is None else -2 * jnp.sum(velocity * b.velocity, axis=0)
+    velocity, both = a.velocity, None
+    if b.velocity is not None:
+        velocity = tuple(
+            divided(own, -value * v)
+            for own, v in zip(a.velocity or [None] * len(b.velocity), b.velocity, strict=True)
+        )
+        both = -2 * _sum(*(y * v for y, v in zip(velocity, b.velocity, strict=True)))
+    elif velocity is not None:
+        velocity = tuple(map(divided, velocity))
     bend = None if b.acceleration is None else -value * b.acceleration
     return [Jet(value, velocity, divided(a.acceleration, both, bend))]
 
@@ -233,16 +233,13 @@ def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
         return _derivative(functools.partial(first, tangents), values, tangents)
 
     results = bind_equation(equation, values)
-    slopes, bends = [[None] * len(results)] * 2
-    if any(velocity is not None for velocity in velocities):
-        one = [None if velocity is None else velocity[0] for velocity in velocities]
-        slopes, bends = (
-            _along_each(_structurally(derivative, one), velocities)
-            for derivative in (lambda tangents: first(tangents, *values), second)
-        )
+    slopes, bends = (
+        _along_each(derivative, velocities)
+        for derivative in (lambda tangents: first(tangents, *values), second)
+    )
     accelerations = first([jet.acceleration for jet in inputs], *values)
     return [
-        Jet(result, slope, _sum(None if bend is None else jnp.sum(bend, axis=0), acceleration))
+        Jet(result, slope, _sum(*(bend or ()), acceleration))
         for result, slope, bend, acceleration in zip(
             results, slopes, bends, accelerations, strict=True
         )
@@ -319,8 +316,7 @@ def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = params["jaxpr"]
     consts = list(inputs[:num_consts])
-    # A scan takes steps along the leading axis, where the directions are.
-    sequences = [_swap_leading_axes(jet) for jet in inputs[num_consts + num_carry :]]
+    sequences = list(inputs[num_consts + num_carry :])
 
     def step(carry: list[Jet], x: list[Jet]) -> tuple[list[Jet], list[Jet]]:
         outputs = propagate(body.jaxpr, body.consts, consts + carry + x)
@@ -343,7 +339,7 @@ def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    return [*carry, *map(_swap_leading_axes, ys)]
+    return [*carry, *ys]
 
 
 def _carried(advance: Callable[[list[Jet]], list[Jet]], carry: list[Jet]) -> list[Jet]:
@@ -353,12 +349,6 @@ def _carried(advance: Callable[[list[Jet]], list[Jet]], carry: list[Jet]) -> lis
         if jax.tree.structure(union) == jax.tree.structure(carry):
             return carry
         carry = _with_zeros(carry, union)
-
-
-def _swap_leading_axes(jet: Jet) -> Jet:
-    if jet.velocity is None:
-        return jet
-    return jet._replace(velocity=jnp.swapaxes(jet.velocity, 0, 1))
 
 
 def _union(left: Sequence[Jet], right: Sequence[Jet]) -> list[Jet]:
@@ -377,9 +367,11 @@ def _with_zeros(jets: Sequence[Jet], like: Sequence[Jet]) -> list[Jet]:
     """Make zeros of the streams that others have."""
 
     def filled(stream: Any, model: Any, value: Any) -> Any:
-        if stream is not None or model is None:
+        if stream is not None:
             return stream
-        return as_varying(jnp.zeros(model.shape, model.dtype), varying_axes(value))
+        return jax.tree.map(
+            lambda x: as_varying(jnp.zeros(x.shape, x.dtype), varying_axes(value)), model
+        )
 
     return [
         Jet(
@@ -518,26 +510,28 @@ def _derivative(
 
 
 def _along_each(
-    derivative: Callable[[Sequence[Any]], list[Any]], velocities: Sequence[Any]
-) -> list[Any]:
-    """Take a derivative along each of the directions."""
-    return jax.vmap(derivative)(list(velocities))
-
-
-def _structurally(
-    derivative: Callable[[Sequence[Any]], list[Any]], tangents: Sequence[Any]
-) -> Callable[[Sequence[Any]], list[Any]]:
-    """Return a derivative that is `None` where its program says that it is zero."""
-    closed, shapes = jax.make_jaxpr(derivative, return_shape=True)(list(tangents))
-    numbers = iter(range(len(closed.jaxpr.outvars)))
+    derivative: Callable[[Sequence[Any]], list[Any]], velocities: Sequence[tuple[Any, ...] | None]
+) -> list[tuple[Any, ...] | None]:
+    """Take a derivative along each direction; `None` for results where its program says zero."""
+    directions = [
+        [None if velocity is None else velocity[k] for velocity in velocities]
+        for k in range(max(len(velocity or ()) for velocity in velocities))
+    ]
+    if not directions:
+        return [None] * len(derivative([None] * len(velocities)))
+    closed, shapes = jax.make_jaxpr(derivative, return_shape=True)(directions[0])
+    numbers = itertools.count()
     outputs = [None if shape is None else next(numbers) for shape in shapes]
-    zero = [_is_zero(closed.jaxpr, atom) for atom in closed.jaxpr.outvars]
-
-    def nonzero(tangents: Sequence[Any]) -> list[Any]:
-        results = eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(list(tangents)))
-        return [None if i is None or zero[i] else results[i] for i in outputs]
-
-    return nonzero
+    along = [
+        eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(direction))
+        for direction in directions
+    ]
+    return [
+        None
+        if i is None or _is_zero(closed.jaxpr, closed.jaxpr.outvars[i])
+        else tuple(results[i] for results in along)
+        for i in outputs
+    ]
 
 
 def _is_zero(jaxpr: core.Jaxpr, atom: Any) -> bool:
@@ -553,21 +547,17 @@ def _is_zero(jaxpr: core.Jaxpr, atom: Any) -> bool:
 
 def _with_all_streams(inputs: Sequence[Jet]) -> list[Jet]:
     """Make zeros of the streams that some of the inputs have and others do not."""
-    (num_directions,) = {len(jet.velocity) for jet in inputs if jet.velocity is not None} or {0}
+    num_directions = max(len(jet.velocity or ()) for jet in inputs)
     accelerated = any(jet.acceleration is not None for jet in inputs)
-    models = [
-        Jet(
-            jet.value,
-            jax.ShapeDtypeStruct((num_directions, *jnp.shape(jet.value)), dtype)
-            if num_directions
-            else None,
-            jax.ShapeDtypeStruct(jnp.shape(jet.value), dtype) if accelerated else None,
-        )
-        if jnp.issubdtype(dtype := jnp.result_type(jet.value), jnp.inexact)
-        else jet
-        for jet in inputs
-    ]
-    return _with_zeros(inputs, models)
+
+    def model(value: Any) -> Jet:
+        zeros = jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
+        if not jnp.issubdtype(zeros.dtype, jnp.inexact):
+            return Jet(value)
+        velocity = (zeros,) * num_directions if num_directions else None
+        return Jet(value, velocity, zeros if accelerated else None)
+
+    return _with_zeros(inputs, [model(jet.value) for jet in inputs])
 
 
 def _sum(*terms: Any) -> Any:
