@@ -1,14 +1,16 @@
 """Second derivatives along directions: Hessian-vector products and quadratic forms."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
+from seht_jax.jet import Jet, add
+from seht_jax.taylor import propagate, propagates
 
 
 def hvp(
@@ -53,44 +55,44 @@ def hvp(
     return product
 
 
-class QuadraticFormTerms(NamedTuple):
-    """A loss, the mean quadratic form of its Hessian over some probes, and their gradients.
+class ObjectiveTerms(NamedTuple):
+    """A loss, the mean quadratic form of its Hessian over some probes, and a gradient of both.
 
     Attributes:
         loss: The loss L.
         aux: The arrays of its aux.
-        gradients: dL/dx for the chosen operands x.
         estimate: The mean over the probes of the quadratic form, at least float32.
-        estimate_gradients: Its gradients by the chosen operands, at least float32: sums over many
-            probes would stop growing in bfloat16.
+        gradients: The gradients of an objective by the chosen operands, at least float32: sums
+            over many probes would stop growing in bfloat16.
     """
 
     loss: Float[Array, ""]
     aux: list[Array]
-    gradients: list[Array]
     estimate: Float[Array, ""]
-    estimate_gradients: list[Array]
+    gradients: list[Array]
 
 
-def quadratic_form_terms(
+Objective: TypeAlias = Callable[[Array, Array], Array]
+Probe: TypeAlias = Mapping[int, Array]
+
+
+def objective_terms(
     loss: ClosedLoss,
     operands: Sequence[Array],
     chosen: Sequence[int],
-    sample_probe: Callable[[PRNGKeyArray], Mapping[int, Array]],
+    sample_probe: Callable[[PRNGKeyArray], Probe],
     keys: Key[Array, " probes"] | UInt32[Array, "probes words"],
-) -> QuadraticFormTerms:
-    r"""Compute a loss and the mean of :math:`\sigma^T H \sigma` together, with their gradients.
+    *,
+    objective: Objective,
+    conditions: Mapping[int, Bool[Array, ""]],
+    probe_batch: int,
+) -> ObjectiveTerms:
+    r"""Compute a loss and the mean of :math:`\sigma^T H \sigma` together, with a gradient.
 
-    Along one probe, two forward derivatives of the reverse-mode gradient hold everything:
-
-    .. math:: \sigma^T H \sigma = \sigma^T \frac{d}{d\varepsilon} \nabla L(\theta +
-        \varepsilon\sigma), \qquad \nabla_x\, \sigma^T H \sigma =
-        \frac{d^2}{d\varepsilon^2} \nabla_x L(\theta + \varepsilon\sigma)
-
-    at 3 to 4 plain steps a probe, where the reverse pass over a Hessian-vector product costs 20.
-    For a loss with a `custom_vjp` inside, which has no other derivative than the gradient that its
-    author wrote, this is the curvature of that gradient, and the plain part of the gradient is
-    untouched. This function is where another engine takes the place of the nested derivatives.
+    The loss is propagated along the probes to second order (`taylor`), and one reverse pass gives
+    the gradient of the objective, of loss and estimate together. A loss with a `custom_vjp` inside
+    has no other derivative than the gradient that its author wrote: there the estimate is the
+    curvature of that gradient, and the plain part of the gradient is untouched.
 
     Args:
         loss: The closed loss.
@@ -98,27 +100,47 @@ def quadratic_form_terms(
         chosen: The positions of the operands whose gradients are wanted.
         sample_probe: From a key to a probe: directions by the positions of the probed operands.
         keys: One key for each probe, stacked.
+        objective: From loss and estimate to the scalar whose gradients are wanted; linear in the
+            estimate.
+        conditions: By the positions of probed operands, flags without which their directions are
+            zeros.
+        probe_batch: How many probes are propagated at once, at most; memory grows with it.
 
     Returns:
         The terms; gradients in the order of `chosen`.
     """
-
-    def along(key: PRNGKeyArray) -> QuadraticFormTerms:
-        return _along_probe(loss, operands, chosen, sample_probe(key))
-
-    def add(sums: Any, key: PRNGKeyArray) -> tuple[Any, None]:
-        terms = along(key)
-        return jax.tree.map(jnp.add, sums, (terms.estimate, terms.estimate_gradients)), None
-
-    # The first probe stands outside of the loop: it brings loss, aux and gradient, and gives the
-    # loop's carry its types.
-    first = along(keys[0])
     num_probes = keys.shape[0]
-    sums = (first.estimate, first.estimate_gradients)
-    if num_probes > 1:
-        sums, _ = jax.lax.scan(add, sums, keys[1:])
-    estimate, estimate_gradients = jax.tree.map(lambda total: total / num_probes, sums)
-    return first._replace(estimate=estimate, estimate_gradients=estimate_gradients)
+    num_batches = -(-num_probes // probe_batch)
+    batch_size = -(-num_probes // num_batches)
+    num_first = num_probes - (num_batches - 1) * batch_size
+    propagating = propagates(loss.jaxpr)
+
+    def batch(keys: Any, objective: Objective) -> ObjectiveTerms:
+        probes = [sample_probe(key) for key in keys]
+
+        def share(loss_value: Array, total: Array) -> Array:
+            return objective(loss_value, total / num_probes)
+
+        if propagating:
+            return _along_curves(loss, operands, chosen, probes, conditions, share)
+        return _along_gradients(loss, operands, chosen, probes, share)
+
+    def add_batch(sums: Any, keys: Any) -> tuple[Any, None]:
+        # The gradient of the loss is in the first batch.
+        terms = batch(
+            list(keys), lambda value, estimate: objective(jax.lax.stop_gradient(value), estimate)
+        )
+        return jax.tree.map(jnp.add, sums, (terms.estimate, terms.gradients)), None
+
+    # The first batch stands outside of the loop: it brings loss, aux and gradient, and gives the
+    # loop's carry its types.
+    first = batch([keys[i] for i in range(num_first)], objective)
+    sums = (first.estimate, first.gradients)
+    if num_batches > 1:
+        rest = keys[num_first:].reshape(num_batches - 1, batch_size, *keys.shape[1:])
+        sums, _ = jax.lax.scan(add_batch, sums, rest)
+    total, gradients = sums
+    return first._replace(estimate=total / num_probes, gradients=gradients)
 
 
 def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> Float[Array, ""]:
@@ -151,12 +173,86 @@ def accumulation_dtype(dtype: np.dtype) -> np.dtype:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def _along_probe(
+def _along_curves(
+    loss: ClosedLoss,
+    operands: Sequence[Array],
+    chosen: Sequence[int],
+    probes: Sequence[Probe],
+    conditions: Mapping[int, Bool[Array, ""]],
+    objective: Objective,
+) -> ObjectiveTerms:
+    """Compute the terms, with the sum over the probes as estimate, by Taylor propagation."""
+    num_captured = len(loss.jaxpr.constvars)
+    velocities = {i: tuple(probe[i] for probe in probes) for i in probes[0]}
+
+    def objective_of(values: list[Array]) -> tuple[Array, tuple[Array, Array, list[Array]]]:
+        replaced = dict(zip(chosen, values, strict=True))
+        jets = [
+            Jet(replaced.get(i, operand), velocities.get(i), None, conditions.get(i))
+            for i, operand in enumerate(operands)
+        ]
+        captured = [jet.value for jet in jets[:num_captured]]
+        result, *aux = propagate(loss.jaxpr, captured, jets[num_captured:])
+        value = jnp.asarray(result.value)
+        estimate = jnp.zeros_like(value) if result.acceleration is None else result.acceleration
+        estimate = estimate.astype(accumulation_dtype(value.dtype))
+        arrays = [jnp.asarray(jet.value) for jet in aux]
+        return objective(value, estimate), (value, estimate, arrays)
+
+    (_, (value, estimate, aux)), gradients = jax.value_and_grad(objective_of, has_aux=True)(
+        [operands[i] for i in chosen]
+    )
+    return ObjectiveTerms(value, aux, estimate, _at_least_float32(gradients))
+
+
+def _along_gradients(
+    loss: ClosedLoss,
+    operands: Sequence[Array],
+    chosen: Sequence[int],
+    probes: Sequence[Probe],
+    objective: Objective,
+) -> ObjectiveTerms:
+    r"""Compute the same by two forward derivatives of the reverse-mode gradient.
+
+    .. math:: \sigma^T H \sigma = \sigma^T \frac{d}{d\varepsilon} \nabla L(\theta +
+        \varepsilon\sigma), \qquad \nabla_x\, \sigma^T H \sigma =
+        \frac{d^2}{d\varepsilon^2} \nabla_x L(\theta + \varepsilon\sigma)
+
+    It takes any loss that has a gradient.
+    """
+    total, total_gradients = None, [None] * len(chosen)
+    for probe in probes:
+        value, aux, gradients, estimate, estimate_gradients = _along_gradient(
+            loss, operands, chosen, probe
+        )
+        total = add(total, estimate)
+        total_gradients = list(map(add, total_gradients, estimate_gradients))
+    by_loss, by_estimate = jax.grad(objective, (0, 1))(value, total)
+    return ObjectiveTerms(
+        value,
+        aux,
+        total,
+        [
+            add(
+                by_loss.astype(own.dtype) * own,
+                # No strength is no penalty, also where the curvature is infinite.
+                jnp.where(by_estimate == 0, 0, by_estimate.astype(other.dtype) * other),
+            )
+            for own, other in zip(_at_least_float32(gradients), total_gradients, strict=True)
+        ],
+    )
+
+
+def _at_least_float32(arrays: Sequence[Array]) -> list[Array]:
+    return [array.astype(accumulation_dtype(array.dtype)) for array in arrays]
+
+
+def _along_gradient(
     loss: ClosedLoss,
     operands: Sequence[Array],
     chosen: Sequence[int],
     probe: Mapping[int, Array],
-) -> QuadraticFormTerms:
+) -> tuple[Array, list[Array], list[Array], Array, list[Array]]:
     probe = dict(probe)
     needed = sorted({*chosen, *probe})
 
@@ -179,10 +275,10 @@ def _along_probe(
     estimate = inner_product(
         list(probe.values()), [slopes[i] for i in probe], accumulation_dtype(value.dtype)
     )
-    return QuadraticFormTerms(
+    return (
         value,
         aux,
         [gradients[i] for i in chosen],
         estimate,
-        [curvatures[i].astype(accumulation_dtype(curvatures[i].dtype)) for i in chosen],
+        _at_least_float32([curvatures[i] for i in chosen]),
     )

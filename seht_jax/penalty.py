@@ -5,30 +5,40 @@ here.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from seht_jax._compat import communicated_axes, varying_axes
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.convolution import canonical_on_cpu
-from seht_jax.curvature import QuadraticFormTerms, accumulation_dtype, quadratic_form_terms
+from seht_jax.cost import dependent_operations
+from seht_jax.curvature import (
+    Objective,
+    ObjectiveTerms,
+    accumulation_dtype,
+    objective_terms,
+)
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,
     ProbeProbability,
     check_layers,
     draw_layers,
+    drawn_flags,
     probe_probabilities,
     sample_probe,
 )
+from seht_jax.taylor import propagates
 
 Result = TypeVar("Result")
 
@@ -43,6 +53,8 @@ class Penalty:
         num_probes: The number of probes.
         layers: From the path of a leaf to its layer.
         scale: What the mean quadratic form over the probes is multiplied by.
+        probe_batch: How many probes are propagated at once, at most.
+        num_branches: How many programs the step chooses from, at most, by the first drawn layer.
     """
 
     p_layers: float
@@ -50,6 +62,8 @@ class Penalty:
     num_probes: int
     layers: LayerFunction
     scale: float
+    probe_batch: int
+    num_branches: int
 
 
 class Draw(NamedTuple):
@@ -73,6 +87,8 @@ def make_penalty(
     curvature: str,
     layers: LayerFunction,
     rescale: bool,
+    probe_batch: int,
+    num_branches: int,
 ) -> Penalty:
     """Check the settings of the penalty.
 
@@ -82,6 +98,8 @@ def make_penalty(
         curvature: See `regularize`.
         layers: See `regularize`.
         rescale: See `regularize`.
+        probe_batch: See `regularize`.
+        num_branches: See `regularize`.
 
     Returns:
         The settings.
@@ -102,6 +120,8 @@ def make_penalty(
         num_probes=check_count("num_probes", num_probes),
         layers=layers,
         scale=1 / (p_layers * 2 * p_entries) if rescale else 1.0,
+        probe_batch=check_count("probe_batch", probe_batch),
+        num_branches=check_count("num_branches", num_branches),
     )
 
 
@@ -170,30 +190,108 @@ def layers_drawn(table: LayerTable, draw: Draw) -> Int[Array, ""]:
 
 
 def switch(
+    penalty: Penalty,
+    table: LayerTable,
+    loss: ClosedLoss,
     draw: Draw,
-    penalised: Callable[..., Result],
     plain: Callable[..., Result],
+    penalised: Callable[..., Result],
     *args: Any,
 ) -> Result:
-    """Call `penalised(draw, *args)`, or `plain(draw, *args)` where nothing is to be probed.
+    """Call `penalised(suffix, draw, *args)`, or `plain(draw, *args)` where nothing is to be probed.
 
     Args:
+        penalty: The settings.
+        table: The layers of the params.
+        loss: The closed loss.
         draw: The random choices.
-        penalised: The step with a penalty.
-        plain: The step without one; its results have the same types.
+        plain: The step without a penalty.
+        penalised: The step with one, for layers that are all within a suffix of the network; its
+            results have the same types.
         *args: Pytrees of arrays.
 
     Returns:
         The results of the one that ran.
     """
-    conditions = [
-        *([] if draw.drawn is None else [jnp.any(draw.drawn)]),
-        *([] if draw.active is None else [draw.active]),
+    suffixes = network_suffixes(penalty, table, loss)
+    branches = [canonical_on_cpu(functools.partial(penalised, suffix)) for suffix in suffixes]
+    branch = 1
+    if draw.drawn is not None:
+        first_branch = np.zeros(len(table.names), np.int32)
+        for number, suffix in reversed(list(enumerate(suffixes, start=1))):
+            first_branch[list(suffix)] = number
+        # The suffixes begin with the longest, and a drawn layer needs one that holds it.
+        branch = (
+            len(suffixes) + 1 - jnp.max(jnp.where(draw.drawn, len(suffixes) + 1 - first_branch, 0))
+        )
+        branch = jnp.where(branch > len(suffixes), 0, branch)
+    if draw.active is not None:
+        branch = jnp.where(draw.active, branch, 0)
+    if isinstance(branch, int):
+        return branches[0](draw, *args)
+    return lax.switch(branch, [canonical_on_cpu(plain), *branches], draw, *args)
+
+
+def network_suffixes(penalty: Penalty, table: LayerTable, loss: ClosedLoss) -> list[frozenset[int]]:
+    """Choose the ends of the network for which a program is compiled.
+
+    A step needs no derivatives before the first drawn layer, in the order of the operations that
+    depend on a layer. The suffixes are those whose expected cost is least.
+
+    Args:
+        penalty: The settings.
+        table: The layers of the params.
+        loss: The closed loss.
+
+    Returns:
+        Sets of layers, each of which holds the next, the first being all layers.
+    """
+    num_layers = len(table.names)
+    everything = frozenset(range(num_layers))
+    if penalty.p_layers == 1 or penalty.num_branches == 1 or not propagates(loss.jaxpr):
+        return [everything]
+    sources = [0] * len(loss.jaxpr.invars)
+    first_param = len(sources) - loss.num_params
+    for leaf, layers in table.indices.items():
+        for layer in np.unique(layers):
+            sources[first_param + leaf] |= 1 << int(layer)
+    costs = dependent_operations(loss.jaxpr, sources, num_layers)
+    order = sorted(range(num_layers), key=lambda layer: -costs[layer])
+    starts = _cheapest_starts([costs[layer] for layer in order], penalty)
+    return [frozenset(order[start:]) for start in starts]
+
+
+def _cheapest_starts(costs: Sequence[int], penalty: Penalty) -> list[int]:
+    """Choose where suffixes start, by dynamic programming.
+
+    Args:
+        costs: The operations that depend on each layer, falling.
+        penalty: The settings.
+
+    Returns:
+        Positions, the first of which is 0.
+    """
+    num_layers, p = len(costs), penalty.p_layers
+    # The probability that the first drawn layer is at a position.
+    first = [p * (1 - p) ** i for i in range(num_layers)]
+
+    # best[i]: expected cost and starts, where one starts at i and the first drawn layer is not
+    # before it.
+    best: list[tuple[float, list[int]]] = [
+        (sum(first[i:]) * costs[i], [i]) for i in range(num_layers)
     ]
-    penalised, plain = canonical_on_cpu(penalised), canonical_on_cpu(plain)
-    if not conditions:
-        return penalised(draw, *args)
-    return lax.cond(jnp.stack(conditions).all(), penalised, plain, draw, *args)
+    for _ in range(penalty.num_branches - 1):
+        best = [
+            min(
+                [best[i]]
+                + [
+                    (sum(first[i:j]) * costs[i] + best[j][0], [i, *best[j][1]])
+                    for j in range(i + 1, num_layers)
+                ]
+            )
+            for i in range(num_layers)
+        ]
+    return best[0][1]
 
 
 def penalty_terms(
@@ -203,8 +301,11 @@ def penalty_terms(
     draw: Draw,
     operands: Sequence[Array],
     chosen: Sequence[int],
-) -> QuadraticFormTerms:
-    """Compute a loss, the estimate of tr(H), and their gradients.
+    *,
+    suffix: Collection[int] | None = None,
+    objective: Objective,
+) -> ObjectiveTerms:
+    """Compute a loss, the estimate of tr(H), and the gradient of an objective of both.
 
     Args:
         penalty: The settings.
@@ -213,6 +314,8 @@ def penalty_terms(
         draw: The random choices.
         operands: The operands of the loss.
         chosen: The positions of the operands whose gradients are wanted.
+        suffix: The layers among which are all that were drawn; `None` for all layers.
+        objective: From loss and estimate to a scalar; linear in the estimate.
 
     Returns:
         The terms.
@@ -221,15 +324,20 @@ def penalty_terms(
 
     def sample(key: PRNGKeyArray) -> dict[int, Array]:
         leaves = loss.params_of(operands)
-        probe = sample_probe(key, leaves, table, penalty.p_entries, draw.drawn)
+        probe = sample_probe(key, leaves, table, penalty.p_entries, draw.drawn, suffix)
         return {first_param + i: direction for i, direction in probe.items()}
 
-    keys = jax.random.split(draw.key, penalty.num_probes)
-    terms = quadratic_form_terms(loss, operands, chosen, sample, keys)
-    estimate, estimate_gradients = jax.tree.map(
-        lambda value: penalty.scale * value, (terms.estimate, terms.estimate_gradients)
+    terms = objective_terms(
+        loss,
+        operands,
+        chosen,
+        sample,
+        jax.random.split(draw.key, penalty.num_probes),
+        objective=lambda value, estimate: objective(value, penalty.scale * estimate),
+        conditions={first_param + i: flag for i, flag in drawn_flags(table, draw.drawn).items()},
+        probe_batch=penalty.probe_batch,
     )
-    return terms._replace(estimate=estimate, estimate_gradients=estimate_gradients)
+    return terms._replace(estimate=penalty.scale * terms.estimate)
 
 
 def add_scaled(value: Array, lam: Array, estimate: Array) -> Array:

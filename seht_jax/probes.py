@@ -9,12 +9,14 @@ import collections
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
@@ -276,7 +278,7 @@ def sparse_signs(
     """
     _, p = probe_probabilities((1.0, p))
     key_signs, key_kept = jax.random.split(key)
-    signs = jax.random.rademacher(key_signs, tuple(shape), dtype, out_sharding=out_sharding)
+    signs = _signs(key_signs, tuple(shape), dtype, out_sharding)
     if p == 0.5:
         return signs
     kept = jax.random.bernoulli(key_kept, 2 * p, tuple(shape), out_sharding=out_sharding)
@@ -289,6 +291,7 @@ def sample_probe(
     table: LayerTable,
     p_entries: float,
     drawn: Bool[Array, " layers"] | None,
+    suffix: Collection[int] | None = None,
 ) -> dict[int, Array]:
     """Sample one probe: signs on the drawn layers, zeros elsewhere.
 
@@ -298,19 +301,66 @@ def sample_probe(
         table: Their layers.
         p_entries: The probability of +1, and that of -1, in a drawn layer.
         drawn: Which layers were drawn; `None` for all.
+        suffix: The layers among which are all that were drawn; `None` for all layers.
 
     Returns:
-        From the positions of the probed leaves to directions of the leaves' shapes, dtypes and
-        shardings.
+        From the positions of the probed leaves (of the suffix) to directions of the leaves'
+        shapes, dtypes and shardings.
     """
     sampler = functools.partial(sparse_signs, p=p_entries)
-    signs = cast(
-        dict[int, Array],
-        optax.tree.random_like(key, {i: leaves[i] for i in table.probed}, sampler),
-    )
-    if drawn is not None:
-        signs = {i: sign * drawn[table.indices[i]].astype(sign.dtype) for i, sign in signs.items()}
-    return {i: as_varying(sign, varying_axes(leaves[i])) for i, sign in signs.items()}
+    keys = jax.random.split(key, len(table.probed))
+    probe = {}
+    for i, leaf_key in zip(table.probed, keys, strict=True):
+        if suffix is not None and not np.isin(table.indices[i], list(suffix)).any():
+            continue
+        leaf, axes = leaves[i], varying_axes(leaves[i])
+
+        def signs(leaf: Array = leaf, key: Any = leaf_key, axes: Any = axes) -> Array:
+            return as_varying(cast(Array, optax.tree.random_like(key, leaf, sampler)), axes)
+
+        if drawn is None:
+            probe[i] = signs()
+        elif table.indices[i].ndim == 0:
+            # Random numbers are not free: nothing is sampled for a layer that was not drawn.
+            probe[i] = lax.cond(
+                drawn[table.indices[i]], signs, lambda leaf=leaf: jnp.zeros_like(leaf)
+            )
+        else:
+            probe[i] = signs() * as_varying(drawn, axes)[table.indices[i]].astype(leaf.dtype)
+    return probe
+
+
+def drawn_flags(
+    table: LayerTable, drawn: Bool[Array, " layers"] | None
+) -> dict[int, Bool[Array, ""]]:
+    """Return, for each leaf that belongs to one layer, whether it was drawn.
+
+    Args:
+        table: The layers.
+        drawn: Which layers were drawn; `None` for all, of which nothing has to be said.
+
+    Returns:
+        Flags by the positions of the leaves.
+    """
+    if drawn is None:
+        return {}
+    return {i: drawn[index] for i, index in table.indices.items() if index.ndim == 0}
+
+
+def _signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, out_sharding: Any) -> Array:
+    """Sample signs, one random bit each where the last axis is long enough for whole words."""
+    if out_sharding is not None or not shape or shape[-1] < _WORD:
+        return jax.random.rademacher(key, shape, dtype, out_sharding=out_sharding)
+    num_words = -(-shape[-1] // _WORD)
+    words = jax.random.bits(key, (*shape[:-1], num_words), jnp.uint32)
+    bits = lax.shift_right_logical(
+        words[..., None], lax.broadcasted_iota(jnp.uint32, (*words.shape, _WORD), words.ndim)
+    ) & jnp.uint32(1)
+    bits = bits.reshape(*shape[:-1], num_words * _WORD)[..., : shape[-1]]
+    return (2 * bits.astype(jnp.int8) - 1).astype(dtype)
+
+
+_WORD = 32
 
 
 def _path_names(key_path: tuple[Any, ...], *, alone: bool) -> tuple[str, ...]:

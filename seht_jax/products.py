@@ -26,42 +26,32 @@ alone: five products a direction in a step with its gradient, where the formula 
 """
 
 import functools
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
-from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p, mul_p
 from jaxtyping import Array
 
-from seht_jax._compat import bind_equation
+from seht_jax._compat import as_varying, bind_equation, varying_axes
+from seht_jax.cost import elements, operations
+from seht_jax.jet import Jet, add
 
-# Operations for each element of operands and result, above which three products cost more than two
-# and the sums that prepare them.
+# Operations for each element of operands and result. Below it, forming the sums that are evaluated
+# costs more than the product that they save, and a branch more than what it skips.
 _WORTHWHILE_INTENSITY = 100
 
 
-class Factor(NamedTuple):
-    """A factor of a product, or the product.
-
-    Attributes:
-        value: The value.
-        velocity: Its first derivatives, one for each direction; `None` for zeros.
-    """
-
-    value: Any
-    velocity: tuple[Any, ...] | None
-
-
 class Product(NamedTuple):
-    """A product of two moving factors.
+    """A product of two factors, without the terms that hold an acceleration.
 
     Attributes:
         value: The value ab.
-        velocity: The first derivatives a'b + ab', one for each direction.
-        cross: The sum over the directions of a'b'.
+        velocity: The first derivatives a'b + ab', one for each direction; `None` for zeros.
+        cross: The sum over the directions of a'b'; `None` for zero.
     """
 
     value: Any
@@ -69,137 +59,156 @@ class Product(NamedTuple):
     cross: Any
 
 
-def multiply(equation: core.JaxprEqn, left: Factor, right: Factor) -> Product:
+def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     """Multiply two factors.
 
     Args:
-        equation: A `mul`, `dot_general` or `conv_general_dilated` equation.
-        left: The left factor.
-        right: The right factor, along the same directions.
+        equation: An equation whose primitive is linear in each of two operands.
+        left: The left factor; its acceleration is not used.
+        right: The right factor, along the same directions; its acceleration is not used.
 
     Returns:
-        The product; streams that are structurally zero are `None`.
+        The product.
     """
-    if (
-        left.velocity is None
-        or right.velocity is None
-        or equation.primitive is mul_p
-        or operations(equation)
-        < _WORTHWHILE_INTENSITY * sum(math.prod(v.aval.shape) for v in (*equation.invars, *equation.outvars))
-    ):
+    left, right = (jet._replace(acceleration=None) for jet in (left, right))
+    moving = [jet for jet in (left, right) if jet.velocity is not None]
+    if not moving or operations(equation) < _WORTHWHILE_INTENSITY * elements(equation):
         return _directly(equation, left, right)
-    return _by_evaluation(equation, left, right)
-
-
-def operations(equation: core.JaxprEqn) -> int:
-    """Count the floating-point operations of one equation.
-
-    Args:
-        equation: The equation; its sub-jaxprs are not counted.
-
-    Returns:
-        Two for each multiplication and addition of a matrix product or convolution, and one for
-        each element of the result of anything else.
-    """
-    size = sum(math.prod(v.aval.shape) for v in equation.outvars if hasattr(v.aval, "shape"))
-    if equation.primitive is dot_general_p:
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-    if equation.primitive is conv_general_dilated_p:
-        kernel = equation.invars[1].aval.shape
-        features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * size * (math.prod(kernel) // max(features, 1))
-    return size
-
-
-def _directly(equation: core.JaxprEqn, left: Factor, right: Factor) -> Product:
-    def product(x: Any, y: Any) -> Any:
-        return None if x is None or y is None else bind_equation(equation, [x, y])[0]
-
-    num_directions = max(len(left.velocity or ()), len(right.velocity or ()))
-    velocities, crosses = [], []
-    for k in range(num_directions):
-        d_left, d_right = (
-            None if factor.velocity is None else factor.velocity[k] for factor in (left, right)
-        )
-        velocities.append(_sum(product(d_left, right.value), product(left.value, d_right)))
-        crosses.append(product(d_left, d_right))
-    moving = num_directions > 0 and velocities[0] is not None
-    return Product(
-        product(left.value, right.value), tuple(velocities) if moving else None, _sum(*crosses)
+    if len(moving) == 2:
+        return _by_evaluation(equation, left, right)
+    (condition,) = (jet.condition for jet in moving)
+    if condition is None:
+        return _directly(equation, left, right)
+    value = bind_equation(equation, [left.value, right.value])[0]
+    return _where_moving(
+        condition,
+        value,
+        lambda: _directly(equation, left, right)._replace(value=None),
+        lambda: Product(None, None, None),
     )
 
 
-def _by_evaluation(equation: core.JaxprEqn, left: Factor, right: Factor) -> Product:
+def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+    """Multiply by the formula. Factors may also be tangents, of which a value can be `None`."""
+
+    def product(x: Any, y: Any) -> Any:
+        return None if x is None or y is None else bind_equation(equation, [x, y])[0]
+
+    velocity, cross = [], None
+    for k in range(max(len(left.velocity or ()), len(right.velocity or ()))):
+        d_left, d_right = (None if x.velocity is None else x.velocity[k] for x in (left, right))
+        velocity.append(add(product(d_left, right.value), product(left.value, d_right)))
+        cross = add(cross, product(d_left, d_right))
+    moving = any(stream is not None for stream in velocity)
+    return Product(product(left.value, right.value), tuple(velocity) if moving else None, cross)
+
+
+def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+    """Multiply two moving factors by evaluation, with a derivative rule of its own.
+
+    The derivative by the kernel of a layer, whose velocity is a constant, needs the plain products
+    of the formula alone; only that by the activations is evaluated.
+    """
+
     @jax.custom_jvp
-    def evaluated(left: Factor, right: Factor) -> Product:
+    def evaluated(left: Jet, right: Jet) -> Product:
         return _evaluate(equation, left, right, _scale(left, right))
 
     @functools.partial(evaluated.defjvp, symbolic_zeros=True)
-    def derivative(primals: Any, tangents: Any) -> Any:
+    def derivative(primals: tuple[Jet, Jet], tangents: tuple[Jet, Jet]) -> tuple[Product, Product]:
         left, right = primals
         scale = _scale(left, right)
-        terms = [
-            _evaluate(equation, *factors, scale)
-            if all(None not in (factor.value, *(factor.velocity or (None,))) for factor in factors)
-            else _directly(equation, *factors)
-            for factors in (
-                (_without_zeros(tangents[0]), right),
-                (left, _without_zeros(tangents[1])),
-            )
-        ]
         result = _evaluate(equation, left, right, scale)
-        zeros = jax.tree.map(jnp.zeros_like, result)
+        terms = [jax.tree.map(jnp.zeros_like, result)]
+        for pair in (
+            (_tangent(tangents[0], left.condition), right),
+            (left, _tangent(tangents[1], right.condition)),
+        ):
+            complete = all(jet.value is not None and jet.velocity is not None for jet in pair)
+            terms.append(
+                _evaluate(equation, *pair, scale) if complete else _directly(equation, *pair)
+            )
+        velocities = [term.velocity for term in terms if term.velocity is not None]
         return result, Product(
-            _sum(*(term.value for term in terms)),
-            tuple(
-                _sum(zero, *(term.velocity[k] for term in terms if term.velocity is not None))
-                for k, zero in enumerate(zeros.velocity)
-            ),
-            _sum(zeros.cross, *(term.cross for term in terms)),
+            add(*(term.value for term in terms)),
+            tuple(add(*streams) for streams in zip(*velocities, strict=True)),
+            add(*(term.cross for term in terms)),
         )
 
     return evaluated(left, right)
 
 
-def _without_zeros(tangents: Factor) -> Factor:
-    value, velocity = (
-        jax.tree.map(
-            lambda x: None if isinstance(x, SymbolicZero) else x,
-            stream,
-            is_leaf=lambda x: isinstance(x, SymbolicZero),
-        )
-        for stream in tangents
+def _tangent(tangents: Jet, condition: Array | None) -> Jet:
+    """Return what is not symbolically zero of the tangents of a jet."""
+    value, *velocity = (
+        None if isinstance(x, SymbolicZero) else x for x in (tangents.value, *tangents.velocity)
     )
-    return Factor(value, None if None in velocity else velocity)
+    whole = all(stream is not None for stream in velocity)
+    return Jet(value, tuple(velocity) if whole else None, condition=condition)
 
 
-def _evaluate(equation: core.JaxprEqn, left: Factor, right: Factor, scale: Array) -> Product:
+def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> Product:
+    """Multiply two moving factors; linear in each of them, if the scale does not depend on it."""
+
     def product(x: Array, y: Array) -> Array:
         return bind_equation(equation, [x, y])[0]
 
     value = product(left.value, right.value)
-    velocities, crosses = [], []
-    for d_left, d_right in zip(left.velocity, right.velocity, strict=True):
-        ahead = product(left.value + scale * d_left, right.value + scale * d_right)
-        behind = product(left.value - scale * d_left, right.value - scale * d_right)
-        velocities.append((ahead - behind) / (2 * scale))
-        crosses.append((ahead - value) + (behind - value))
-    return Product(value, tuple(velocities), _sum(*crosses) / (2 * scale**2))
+
+    def streams() -> Product:
+        velocity, cross = [], None
+        for d_left, d_right in zip(left.velocity, right.velocity, strict=True):
+            ahead = product(left.value + scale * d_left, right.value + scale * d_right)
+            behind = product(left.value - scale * d_left, right.value - scale * d_right)
+            velocity.append((ahead - behind) / (2 * scale))
+            cross = add(cross, (ahead - value) + (behind - value))
+        return Product(None, tuple(velocity), cross / (2 * scale**2))
+
+    if (left.condition is None) == (right.condition is None):
+        return streams()._replace(value=value)
+    if left.condition is None:
+        condition, stopped = right.condition, (left, right._replace(velocity=None))
+    else:
+        condition, stopped = left.condition, (left._replace(velocity=None), right)
+    return _where_moving(
+        condition,
+        value,
+        streams,
+        lambda: _directly(equation, *stopped)._replace(value=None),
+    )
 
 
-def _scale(left: Factor, right: Factor) -> Array:
+def _where_moving(
+    condition: Array,
+    value: Array,
+    moving: Callable[[], Product],
+    stopped: Callable[[], Product],
+) -> Product:
+    """Choose at run time how to compute velocity and cross term."""
+    shapes = jax.eval_shape(moving)
+
+    def zeros(shape: jax.ShapeDtypeStruct) -> Array:
+        return as_varying(jnp.zeros(shape.shape, shape.dtype), varying_axes(value))
+
+    def completed() -> Product:
+        _, velocity, cross = stopped()
+        return Product(
+            None,
+            jax.tree.map(zeros, shapes.velocity) if velocity is None else velocity,
+            jax.tree.map(zeros, shapes.cross) if cross is None else cross,
+        )
+
+    return lax.cond(condition, moving, completed)._replace(value=value)
+
+
+def _scale(left: Jet, right: Jet) -> Array:
     """Return the scale at which rounding errors are least, as a power of two."""
 
     def size(array: Array) -> Array:
-        return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(array))))
+        return jnp.sqrt(jnp.mean(jnp.square(jnp.abs(lax.stop_gradient(array)))))
 
-    (first, *_), (second, *_) = left.velocity, right.velocity
-    ratio = (size(left.value) * size(right.value)) / (size(first) * size(second))
+    (d_left, *_), (d_right, *_) = left.velocity, right.velocity
+    ratio = (size(left.value) * size(right.value)) / (size(d_left) * size(d_right))
     exponent = jnp.round(0.5 * jnp.log2(ratio))
-    return jnp.where(jnp.isfinite(exponent), jnp.exp2(exponent), jnp.ones_like(exponent))
-
-
-def _sum(*terms: Any) -> Any:
-    present = [term for term in terms if term is not None]
-    return functools.reduce(jnp.add, present) if present else None
+    scale = jnp.where(jnp.isfinite(exponent), jnp.exp2(exponent), jnp.ones_like(exponent))
+    return scale.astype(left.value.dtype)

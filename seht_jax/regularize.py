@@ -1,7 +1,8 @@
 """The penalised loss: a loss plus lambda times a stochastic estimate of its Hessian's trace."""
 
 import functools
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class PenaltyEstimate(NamedTuple):
 
     Attributes:
         mean: The estimate of tr(H) that lambda multiplies, the mean over the probes; 0 where no
-            layer was drawn or the penalty was not active. At least float32. It carries no
+            layer was drawn, the penalty was not active, or lambda is 0. At least float32. It carries no
             derivative.
         layers_drawn: How many layers were probed; 0 where the penalty was skipped.
     """
@@ -57,6 +58,8 @@ def regularize(
     lam: float | Float[Array, ""],
     *,
     num_probes: int = 1,
+    probe_batch: int = 5,
+    num_branches: int = 6,
     has_aux: bool = False,
     curvature: Literal["hessian"] = "hessian",
     layers: LayerFunction = module_layer,
@@ -93,8 +96,14 @@ def regularize(
             once per call, and in the drawn layers each entry of a probe is +1 or -1 with
             probability p *each* and 0 otherwise (`sparse_signs`). A pair `(p_layers, p_entries)`
             sets the two apart; p_layers in (0, 1], p_entries in (0, 0.5]. Python numbers.
-        lam: The strength lambda, a number or a traced scalar.
+        lam: The strength lambda, a number or a traced scalar. Where it is 0, the step is a plain
+            one, unless it is differentiated by lambda.
         num_probes: The number K of probes, the paper's maxIter.
+        probe_batch: How many probes are propagated at once, at most. More are faster, and take
+            more memory and time to compile; more probes than that are taken batch by batch.
+        num_branches: SEHT-D alone: for how many ends of the network a program is compiled, at
+            most. A step runs the shortest that holds all drawn layers. More are faster, and take
+            more time to compile; the result does not depend on it.
         has_aux: Whether the loss returns an aux. It is returned as in `jax.value_and_grad`, that
             of the loss at the params; the penalty's passes do not write it.
         curvature: The matrix whose trace is penalised; "hessian" is the one there is.
@@ -159,8 +168,15 @@ def regularize(
     check_loss_fn("loss_fn", loss_fn)
     check_key(key)
     penalty = make_penalty(
-        p, num_probes=num_probes, curvature=curvature, layers=layers, rescale=rescale
+        p,
+        num_probes=num_probes,
+        curvature=curvature,
+        layers=layers,
+        rescale=rescale,
+        probe_batch=probe_batch,
+        num_branches=num_branches,
     )
+    may_vanish = not (isinstance(lam, numbers.Real) and lam != 0)
     lam = as_scalar("lam", lam)
     active = as_flag("active", active)
     check_switch("has_aux", has_aux)
@@ -171,7 +187,9 @@ def regularize(
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, penalty.layers)
         choices = draw(penalty, table, loss, operands, key, active)
-        value, estimate, arrays = _penalised_loss(penalty, table, loss, choices, lam, operands)
+        value, estimate, arrays = _penalised_loss(
+            penalty, table, loss, choices, lam, operands, may_vanish=may_vanish
+        )
         aux = loss.restore_aux(_with_tangents(loss, operands, arrays))
         log = PenaltyEstimate(jax.lax.stop_gradient(estimate), layers_drawn(table, choices))
         extras = (*((aux,) if has_aux else ()), *((log,) if with_estimate else ()))
@@ -189,6 +207,8 @@ def _penalised_loss(
     choices: Draw,
     lam: Float[Array, ""],
     operands: Sequence[Array],
+    *,
+    may_vanish: bool,
 ) -> tuple[Float[Array, ""], Float[Array, ""], list[Array]]:
     """Return the penalised loss, the estimate, and the arrays of the aux.
 
@@ -200,17 +220,26 @@ def _penalised_loss(
         choices: Draw, lam: Array, operands: Sequence[Array], chosen: Sequence[int]
     ) -> tuple[Array, Array, list[Array], list[Array]]:
         def penalised(
-            choices: Draw, lam: Array, operands: Sequence[Array]
+            suffix: Collection[int], choices: Draw, lam: Array, operands: Sequence[Array]
         ) -> tuple[Array, Array, list[Array], list[Array]]:
-            terms = penalty_terms(penalty, table, loss, choices, operands, chosen)
-            value = add_scaled(terms.loss, lam, terms.estimate)
+            def objective(value: Array, estimate: Array) -> Array:
+                return add_scaled(value, lam, estimate)
+
+            terms = penalty_terms(
+                penalty,
+                table,
+                loss,
+                choices,
+                operands,
+                chosen,
+                suffix=suffix,
+                objective=objective,
+            )
             gradients = [
-                add_scaled(gradient, lam, estimate_gradient)
-                for gradient, estimate_gradient in zip(
-                    terms.gradients, terms.estimate_gradients, strict=True
-                )
+                gradient.astype(operands[i].dtype)
+                for gradient, i in zip(terms.gradients, chosen, strict=True)
             ]
-            return value, terms.estimate, terms.aux, gradients
+            return objective(terms.loss, terms.estimate), terms.estimate, terms.aux, gradients
 
         def plain(
             _choices: Draw, _lam: Array, operands: Sequence[Array]
@@ -227,19 +256,28 @@ def _penalised_loss(
             zero = jnp.zeros((), accumulation_dtype(value.dtype))
             return value, as_varying(zero, varying_axes(value)), aux, gradients
 
-        return switch(choices, penalised, plain, lam, operands)
+        return switch(penalty, table, loss, choices, plain, penalised, lam, operands)
+
+    def unless_zero(choices: Draw, lam: Array) -> Draw:
+        # No strength is no penalty, also where the curvature is infinite: 0 * inf would be nan.
+        if not may_vanish:
+            return choices
+        active = True if choices.active is None else choices.active
+        return choices._replace(active=(lam != 0) & active)
 
     @jax.custom_jvp
     def value_of(
         choices: Draw, lam: Array, operands: Sequence[Array]
     ) -> tuple[Array, Array, list[Array]]:
-        value, estimate, aux, _ = evaluate(choices, lam, operands, ())
+        value, estimate, aux, _ = evaluate(unless_zero(choices, lam), lam, operands, ())
         return value, estimate, aux
 
     def derivative(primals: Any, tangents: Any) -> Any:
         choices, lam, operands = primals
         _, lam_tangent, operand_tangents = tangents
         chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
+        if isinstance(lam_tangent, SymbolicZero):
+            choices = unless_zero(choices, lam)
         value, estimate, aux, gradients = evaluate(choices, lam, operands, chosen)
         _check_marked(operands, chosen, value)
         dtype = accumulation_dtype(value.dtype)

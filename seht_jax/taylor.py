@@ -37,7 +37,7 @@ refused (`propagates`), and the caller falls back on nested derivatives.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -49,22 +49,8 @@ from jax.extend.core import primitives
 from jaxtyping import Array
 
 from seht_jax._compat import as_varying, bind_equation, has_reference, varying_axes
-from seht_jax.products import Factor, multiply
-
-
-class Jet(NamedTuple):
-    """A variable and its derivatives along K directions.
-
-    Attributes:
-        value: The value.
-        velocity: One first derivative for each direction; `None` for zeros.
-        acceleration: The sum over the directions of the second derivatives; `None` for zero.
-    """
-
-    value: Any
-    velocity: tuple[Any, ...] | None = None
-    acceleration: Any = None
-
+from seht_jax.jet import Jet, add
+from seht_jax.products import multiply
 
 Rule: TypeAlias = Callable[[core.JaxprEqn, Sequence[Jet]], Sequence[Jet]]
 
@@ -87,7 +73,10 @@ def propagate(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Jet]) -
         >>> (output,) = propagate(
         ...     closed.jaxpr, closed.consts, [Jet(jnp.array(2.0), directions), Jet(jnp.array(5.0))]
         ... )
-        >>> float(output.value), [float(v) for v in output.velocity]  # x^3 y, and 3 x^2 y times both
+        >>> (
+        ...     float(output.value),
+        ...     [float(v) for v in output.velocity],
+        ... )  # x^3 y, and 3 x^2 y times both
         (40.0, [60.0, 120.0])
         >>> float(output.acceleration)  # 6 x y, times 1^2 + 2^2
         300.0
@@ -124,11 +113,22 @@ def propagates(jaxpr: core.Jaxpr) -> bool:
 
 
 def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
-    if all(jet.velocity is None and jet.acceleration is None for jet in inputs):
+    moving = [jet for jet in inputs if jet.moves]
+    if not moving:
         return [Jet(value) for value in bind_equation(equation, [jet.value for jet in inputs])]
     outputs = _RULES.get(equation.primitive, _differentiated)(equation, inputs)
+    condition = moving[0].condition
+    if any(jet.condition is not condition for jet in moving):
+        condition = None
     return [
-        jet if jnp.issubdtype(jnp.result_type(jet.value), jnp.inexact) else Jet(jet.value)
+        Jet(
+            jet.value,
+            jet.velocity,
+            jet.acceleration,
+            jet.condition if condition is None else condition,
+        )
+        if jnp.issubdtype(jnp.result_type(jet.value), jnp.inexact)
+        else Jet(jet.value)
         for jet in outputs
     ]
 
@@ -171,22 +171,22 @@ def _elementwise(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     velocity, bent = None, None
     if x.velocity is not None:
         velocity = tuple(slope * v for v in x.velocity)
-        bent = bend * _sum(*(v * v for v in x.velocity))
+        bent = bend * add(*(v * v for v in x.velocity))
     accelerated = None if x.acceleration is None else slope * x.acceleration
-    return [Jet(function(x.value), velocity, _sum(bent, accelerated))]
+    return [Jet(function(x.value), velocity, add(bent, accelerated))]
 
 
 def _product(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     """Propagate through a product: (ab)'' = a''b + 2a'b' + ab''."""
     a, b = inputs
-    product = multiply(equation, Factor(a.value, a.velocity), Factor(b.value, b.velocity))
+    product = multiply(equation, a, b)
 
     def accelerated(left: Any, right: Any) -> Any:
         if left is None or right is None:
             return None
         return bind_equation(equation, [left, right])[0]
 
-    acceleration = _sum(
+    acceleration = add(
         None if product.cross is None else 2 * product.cross,
         accelerated(a.acceleration, b.value),
         accelerated(a.value, b.acceleration),
@@ -202,7 +202,7 @@ def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     value = bind_equation(equation, [a.value, b.value])[0]
 
     def divided(*terms: Any) -> Any:
-        total = _sum(*terms)
+        total = add(*terms)
         return None if total is None else total / b.value
 
     velocity, both = a.velocity, None
@@ -211,7 +211,7 @@ def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
             divided(own, -value * v)
             for own, v in zip(a.velocity or [None] * len(b.velocity), b.velocity, strict=True)
         )
-        both = -2 * _sum(*(y * v for y, v in zip(velocity, b.velocity, strict=True)))
+        both = -2 * add(*(y * v for y, v in zip(velocity, b.velocity, strict=True)))
     elif velocity is not None:
         velocity = tuple(map(divided, velocity))
     bend = None if b.acceleration is None else -value * b.acceleration
@@ -239,7 +239,7 @@ def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
     )
     accelerations = first([jet.acceleration for jet in inputs], *values)
     return [
-        Jet(result, slope, _sum(*(bend or ()), acceleration))
+        Jet(result, slope, add(*(bend or ()), acceleration))
         for result, slope, bend, acceleration in zip(
             results, slopes, bends, accelerations, strict=True
         )
@@ -258,9 +258,7 @@ def _inlined(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 def _checkpoint(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
 
-    @functools.partial(
-        jax.checkpoint, prevent_cse=params["prevent_cse"], policy=params["policy"]
-    )
+    @functools.partial(jax.checkpoint, prevent_cse=params["prevent_cse"], policy=params["policy"])
     def body(inputs: Sequence[Jet]) -> list[Jet]:
         return propagate(params["jaxpr"], (), inputs)
 
@@ -268,15 +266,13 @@ def _checkpoint(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 
 def _cond(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
-    index, *operands = inputs
+    index, *operands = _unconditional(inputs)
     leaves, structure = jax.tree.flatten(operands)
     bodies = [
         functools.partial(propagate, branch.jaxpr, branch.consts)
         for branch in equation.params["branches"]
     ]
-    union = functools.reduce(
-        _union, (jax.eval_shape(body, operands) for body in bodies)
-    )
+    union = functools.reduce(_union, (jax.eval_shape(body, operands) for body in bodies))
 
     def traced(body: Callable[[Sequence[Jet]], list[Jet]]) -> core.ClosedJaxpr:
         def flat(*leaves: Any) -> list[Any]:
@@ -295,6 +291,7 @@ def _cond(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 def _while(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
+    inputs = _unconditional(inputs)
     num_condition, num_body = params["cond_nconsts"], params["body_nconsts"]
     condition, body = params["cond_jaxpr"], params["body_jaxpr"]
     condition_consts = [jet.value for jet in inputs[:num_condition]]
@@ -313,6 +310,7 @@ def _while(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
+    inputs = _unconditional(inputs)
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = params["jaxpr"]
     consts = list(inputs[:num_consts])
@@ -349,6 +347,11 @@ def _carried(advance: Callable[[list[Jet]], list[Jet]], carry: list[Jet]) -> lis
         if jax.tree.structure(union) == jax.tree.structure(carry):
             return carry
         carry = _with_zeros(carry, union)
+
+
+def _unconditional(jets: Sequence[Jet]) -> list[Jet]:
+    """Forget the conditions: a branch in every round of a loop would save less than it costs."""
+    return [jet._replace(condition=None) for jet in jets]
 
 
 def _union(left: Sequence[Jet], right: Sequence[Jet]) -> list[Jet]:
@@ -538,8 +541,7 @@ def _is_zero(jaxpr: core.Jaxpr, atom: Any) -> bool:
     if isinstance(atom, core.Literal):
         return not np.any(atom.val)
     return any(
-        equation.primitive is primitives.broadcast_in_dim_p
-        and _is_zero(jaxpr, equation.invars[0])
+        equation.primitive is primitives.broadcast_in_dim_p and _is_zero(jaxpr, equation.invars[0])
         for equation in jaxpr.eqns
         if atom in equation.outvars
     )
@@ -558,8 +560,3 @@ def _with_all_streams(inputs: Sequence[Jet]) -> list[Jet]:
         return Jet(value, velocity, zeros if accelerated else None)
 
     return _with_zeros(inputs, [model(jet.value) for jet in inputs])
-
-
-def _sum(*terms: Any) -> Any:
-    present = [term for term in terms if term is not None]
-    return functools.reduce(jnp.add, present) if present else None

@@ -1,6 +1,6 @@
 """The penalty as an optax gradient transformation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -48,6 +48,8 @@ def add_hessian_trace(
     every: int = 1,
     *,
     num_probes: int = 1,
+    probe_batch: int = 5,
+    num_branches: int = 6,
     curvature: Literal["hessian"] = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,
@@ -70,6 +72,8 @@ def add_hessian_trace(
         every: Add the penalty on every so-many-th step, beginning with the first; its gradient is
             not multiplied to make up for the others.
         num_probes: See `regularize`.
+        probe_batch: See `regularize`.
+        num_branches: See `regularize`.
         curvature: See `regularize`.
         layers: See `regularize`. It takes the place of `optax.masked` and `optax.partition`, which
             hide a part of the params and so can not wrap this transformation: a loss needs all.
@@ -99,7 +103,13 @@ def add_hessian_trace(
         [-6.4, -36.8]
     """
     penalty = make_penalty(
-        p, num_probes=num_probes, curvature=curvature, layers=layers, rescale=rescale
+        p,
+        num_probes=num_probes,
+        curvature=curvature,
+        layers=layers,
+        rescale=rescale,
+        probe_batch=probe_batch,
+        num_branches=num_branches,
     )
     check_key(key)
     check_count("every", every)
@@ -136,16 +146,27 @@ def add_hessian_trace(
         axes = varying_axes(loss.jaxpr.outvars[0].aval)
         scale = as_scalar("lam", strength(state.count) if callable(strength) else strength)
 
-        def penalised(choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
-            terms = penalty_terms(penalty, table, loss, choices, operands, chosen)
-            return terms.estimate, terms.estimate_gradients
+        def penalised(
+            suffix: Collection[int], choices: Draw, operands: list[Array]
+        ) -> tuple[Array, list[Array]]:
+            terms = penalty_terms(
+                penalty,
+                table,
+                loss,
+                choices,
+                operands,
+                chosen,
+                suffix=suffix,
+                objective=lambda _, estimate: estimate,
+            )
+            return terms.estimate, terms.gradients
 
         def plain(_choices: Draw, operands: list[Array]) -> tuple[Array, list[Array]]:
             zero = as_varying(jnp.zeros((), accumulation_dtype(loss.dtype)), axes)
             zeros = [jnp.zeros_like(operands[i]) for i in chosen]
             return zero, [leaf.astype(accumulation_dtype(leaf.dtype)) for leaf in zeros]
 
-        estimate, gradients = switch(choices, penalised, plain, operands)
+        estimate, gradients = switch(penalty, table, loss, choices, plain, penalised, operands)
         if choices.active is not None:
             estimate = jnp.where(choices.active, estimate, state.estimate.astype(estimate.dtype))
         gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)

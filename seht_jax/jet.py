@@ -1,0 +1,41 @@
+"""A variable of a computation and its derivatives along some directions."""
+
+from typing import Any, NamedTuple
+
+
+class Jet(NamedTuple):
+    """A variable and its derivatives along K directions.
+
+    Attributes:
+        value: The value.
+        velocity: One first derivative for each direction; `None` for zeros.
+        acceleration: The sum over the directions of the second derivatives; `None` for zero.
+        condition: A traced flag, without which velocity and acceleration are zeros at run time;
+            `None` where nothing is known.
+    """
+
+    value: Any
+    velocity: tuple[Any, ...] | None = None
+    acceleration: Any = None
+    condition: Any = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether a derivative is not structurally zero."""
+        return self.velocity is not None or self.acceleration is not None
+
+
+def add(*terms: Any) -> Any:
+    """Add arrays.
+
+    Args:
+        *terms: Arrays of one shape; `None` stands for zeros.
+
+    Returns:
+        The sum; `None` if all terms are.
+    """
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
