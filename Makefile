@@ -31,7 +31,7 @@ lint: $(call installed,experiments dev) ## Check style, format and types.
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 bench: $(call installed,bench) ## Measure step time, memory and compile time.
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks step_time $(ARGS)
 
 clean: ## Delete caches and built packages.
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,22 +1,53 @@
 """The command line: `python -m benchmarks --help`."""
 
+import sys
+from typing import Annotated
+
 import tyro
 from rich.console import Console
 
-from benchmarks.step_time import StepTimeConfig, measure_step_times, step_time_table
+from benchmarks.scaling import ScalingConfig, run_scaling
+from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
+
+STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 
 
-def main(config: StepTimeConfig) -> None:
-    """Time penalised training steps against the plain one, in one process.
+def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
+    """Time one step of SEHT-H, SEHT-D, SAM, matfree and PyTorch against the plain step."""
+    run_step_time(config, Console())
+
+
+def scaling(config: Annotated[ScalingConfig, tyro.conf.arg(name="")] = SCALING) -> None:
+    """Time SEHT-H at several numbers of probes, batch sizes, widths and depths."""
+    run_scaling(config, Console())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
 
     Args:
-        config: What to measure.
+        arguments: What was typed after the program's name; `None` is `sys.argv`'s.
+
+    Returns:
+        The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C.
     """
-    console = Console()
-    with console.status("Compiling") as status:
-        measurements = measure_step_times(config, status.update)
-    console.print(step_time_table(config, measurements))
+    console = Console(stderr=True)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"step_time": step_time, "scaling": scaling},
+            args=arguments,
+            prog="python -m benchmarks",
+            description="What the penalty costs. Results are also written to runs/benchmarks.",
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+    except NoSuchRowError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped. What was measured is in runs/benchmarks.")
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(StepTimeConfig))
+    sys.exit(main())

@@ -1,174 +1,164 @@
-"""Step time, compile time and memory of penalised steps, as ratios to the plain step.
-
-All variants are compiled first and then timed in turn, round after round, so that a disturbance of
-the machine strikes them alike; each is reported by its median. Memory is what the compiler reports
-for the program's temporary buffers.
-"""
+"""What one training step costs: the penalty, and its alternatives, against the plain step."""
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import optax
-from rich.table import Table
+from rich.console import Console
 
-import seht_jax as seht
-from experiments.models.resnet import resnet18
+from benchmarks.measure import PLAIN, AnyRow, ComputedRow, measure, with_hasty_compilation
+from benchmarks.models import QUICK_SIZES, SIZES, BenchmarkModel, build_benchmark_model
+from benchmarks.report import (
+    describe,
+    environment,
+    make_progress,
+    measurements_table,
+    new_report_path,
+    write_report,
+)
+from benchmarks.variants import step_time_rows
 
-Step: TypeAlias = Callable[..., Any]
+ModelName = Literal["resnet18", "wrn-16-4", "lstm", "transformer", "mlp"]
 
-SEHT_D_KEYS = 40  # enough draws that the mean over them is that of SEHT-D within some percent
+QUICK_MODELS = ("mlp", "resnet18", "lstm", "transformer")  # wrn-16-4 takes too long to compile
+
+
+class NoSuchRowError(ValueError):
+    """No row has the name that was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTimeConfig:
-    """A CIFAR ResNet-18 with BatchNorm in training mode."""
+    """What to measure."""
 
-    width: int = 16
-    """Channels of the first stage; 64 is the full network, and takes minutes to compile."""
-    batch_size: int = 32
-    """Images in the batch."""
+    models: tuple[ModelName, ...] = ("resnet18",)
+    """The networks, one after the other."""
+    rows: tuple[str, ...] = ()
+    """Measure only rows whose names contain one of these, and what they are compared with."""
     rounds: int = 5
-    """How often every variant is timed."""
-    composition: bool = False
-    """Whether to time the literal composition too, reverse over the Hessian-vector product."""
+    """How often every row is timed."""
+    quick: bool = False
+    """Test the benchmark in 2 minutes: tiny networks, few probes, 2 rounds; no result."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If there are no rounds.
+        """
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be at least 1, not {self.rounds}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
-    """What one variant costs.
+class Scope:
+    """How much is measured of a network.
 
     Attributes:
-        seconds: Median time of a step.
-        compile_seconds: Time to trace and compile it.
-        temporary_bytes: The program's temporary buffers.
+        num_probes: The numbers of probes of SEHT-H.
+        sparse_num_probes: The numbers of probes of SEHT-D.
+        rounds: How often every row is timed.
     """
 
-    seconds: float
-    compile_seconds: float
-    temporary_bytes: int
+    num_probes: tuple[int, ...]
+    sparse_num_probes: tuple[int, ...]
+    rounds: int
 
 
-def measure_step_times(
-    config: StepTimeConfig, report: Callable[[str], None]
-) -> dict[str, Measurement]:
-    """Compile and time every variant.
+FULL = Scope(num_probes=(1, 5, 10), sparse_num_probes=(1, 10), rounds=5)
+QUICK = Scope(num_probes=(1, 5), sparse_num_probes=(1,), rounds=2)
+
+
+def run_step_time(config: StepTimeConfig, console: Console) -> list[Path]:
+    """Measure, show a table for each network, and write a JSON file for each.
 
     Args:
         config: What to measure.
-        report: Is told what is going on.
+        console: Where progress and tables are shown.
 
     Returns:
-        The measurements, by the name of the variant; "plain" is first.
+        The paths of the files.
     """
-    model = resnet18(10, config.width)
-    key = jax.random.key(0)
-    images = jax.random.normal(key, (config.batch_size, 32, 32, 3))
-    labels = jax.random.randint(key, (config.batch_size,), 0, 10)
-    variables = model.init(key, images, train=False)
-    params, batch_stats = variables["params"], variables["batch_stats"]
-
-    def loss_fn(params: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, updated["batch_stats"]
-
-    compiled, compile_seconds = {}, {}
-    for name, step in _variants(loss_fn, composition=config.composition).items():
-        report(f"Compiling {name}")
-        start = time.perf_counter()
-        compiled[name] = jax.jit(step).lower(params, images, labels, key).compile()
-        compile_seconds[name] = time.perf_counter() - start
-
-    times: dict[str, list[float]] = {name: [] for name in compiled}
-    for step in compiled.values():
-        jax.block_until_ready(step(params, images, labels, key))
-    for i in range(config.rounds):
-        report(f"Timing, round {i + 1} of {config.rounds}")
-        for name, step in compiled.items():
-            keys = list(jax.random.split(jax.random.key(i), SEHT_D_KEYS if "SEHT-D" in name else 1))
-            start = time.perf_counter()
-            for step_key in keys:
-                jax.block_until_ready(step(params, images, labels, step_key))
-            times[name].append((time.perf_counter() - start) / len(keys))
-    return {
-        name: Measurement(
-            statistics.median(times[name]),
-            compile_seconds[name],
-            step.memory_analysis().temp_size_in_bytes,
-        )
-        for name, step in compiled.items()
-    }
+    if config.quick:
+        with with_hasty_compilation():
+            return [
+                measure_model(
+                    build_benchmark_model(name, QUICK_SIZES[name]), QUICK, config.rows, console
+                )
+                for name in QUICK_MODELS
+            ]
+    scope = dataclasses.replace(FULL, rounds=config.rounds)
+    return [
+        measure_model(build_benchmark_model(name, SIZES[name]), scope, config.rows, console)
+        for name in config.models
+    ]
 
 
-def step_time_table(config: StepTimeConfig, measurements: Mapping[str, Measurement]) -> Table:
-    """Lay the measurements out as ratios to the plain step.
+def measure_model(
+    model: BenchmarkModel, scope: Scope, parts: Sequence[str], console: Console
+) -> Path:
+    """Measure one network, show a table, and write the measurements down as they come.
 
     Args:
-        config: What was measured.
-        measurements: The measurements.
+        model: The network.
+        scope: How much to measure.
+        parts: Parts of the names of the rows to measure; none for all rows.
+        console: Where progress and table are shown.
 
     Returns:
-        A table for a rich console.
+        The path of the JSON file.
+
+    Raises:
+        NoSuchRowError: If no row has a part in its name.
     """
-    plain = measurements["plain"]
-    table = Table(
-        title=f"CIFAR ResNet-18, width {config.width}, batch {config.batch_size}, "
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {config.rounds} rounds; "
-        f"plain step: {1e3 * plain.seconds:.0f} ms, "
-        f"{plain.temporary_bytes / 2**20:.0f} MiB of temporary memory"
+    all_rows = step_time_rows(
+        model, num_probes=scope.num_probes, sparse_num_probes=scope.sparse_num_probes
     )
-    for heading in ("value and gradient of", "time", "memory", "compile time"):
-        table.add_column(heading, justify="left" if heading.startswith("value") else "right")
-    for name, measurement in measurements.items():
-        table.add_row(
-            name,
-            f"{measurement.seconds / plain.seconds:.2f}x",
-            f"{measurement.temporary_bytes / plain.temporary_bytes:.2f}x",
-            f"{measurement.compile_seconds:.0f} s",
+    rows = select(all_rows, parts)
+    console.print(f"Measuring {describe(model)}.", highlight=False)
+    path = new_report_path("step_time", model.name)
+    report: dict[str, Any] = {
+        "benchmark": "step_time",
+        "model": {"name": model.name, "size": model.size, "num_params": model.num_params},
+        "rounds": scope.rounds,
+        "finished": False,
+        "environment": environment(),
+    }
+    with make_progress(console) as progress:
+        measurements = measure(
+            rows, scope.rounds, progress, lambda rows: write_report(path, report | {"rows": rows})
         )
-    return table
+    write_report(path, report | {"finished": True, "rows": measurements})
+    title = f"{describe(model)}\n{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    console.print(measurements_table(title, measurements))
+    console.print(f"All numbers: {path}", highlight=False, soft_wrap=True)
+    return path
 
 
-def _variants(loss_fn: Callable[..., Any], *, composition: bool) -> dict[str, Step]:
-    def penalised(p: Any, **options: Any) -> Step:
-        def step(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-            regularized = seht.regularize(loss_fn, key, p, 1e-4, has_aux=True, **options)
-            return jax.value_and_grad(regularized, has_aux=True)(params, images, labels)
+def select(rows: Sequence[AnyRow], parts: Sequence[str]) -> list[AnyRow]:
+    """Select rows by parts of their names, upper and lower case being the same.
 
-        return step
+    Args:
+        rows: All rows.
+        parts: Parts of names; none for all rows.
 
-    def plain(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        del key
-        return jax.value_and_grad(loss_fn, has_aux=True)(params, images, labels)
+    Returns:
+        The rows, together with those that they are divided by or computed from, in order.
 
-    def skipped(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        never = jnp.sum(jax.random.key_data(key)) < 0  # unknown to the compiler
-        return penalised(None, active=never)(params, images, labels, key)
-
-    def composed(params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-        probe = optax.tree.random_like(key, params, jax.random.rademacher)
-
-        def regularized(params: Any) -> jax.Array:
-            product = seht.hvp(loss_fn, probe, has_aux=True)(params, images, labels)
-            return loss_fn(params, images, labels)[0] + 1e-4 * optax.tree.vdot(probe, product)
-
-        return jax.value_and_grad(regularized)(params)
-
-    return {
-        "plain": plain,
-        "penalty not active": skipped,
-        "SEHT-D, p = 0.01": penalised(0.01),
-        "SEHT-D, p = 0.05": penalised(0.05),
-        "SEHT-H": penalised(None),
-        "SEHT-H, 5 probes": penalised(None, num_probes=5),
-    } | ({"SEHT-H, literal composition": composed} if composition else {})
+    Raises:
+        NoSuchRowError: If a part is in no name.
+    """
+    if not parts:
+        return list(rows)
+    wanted = {PLAIN}
+    for part in parts:
+        matching = [row for row in rows if part.lower() in row.name.lower()]
+        if not matching:
+            known = "\n  ".join(row.name for row in rows)
+            raise NoSuchRowError(f"no row has {part!r} in its name; there are\n  {known}")
+        for row in matching:
+            wanted |= {row.name, row.baseline}
+            wanted |= set(row.weights) if isinstance(row, ComputedRow) else set()
+    return [row for row in rows if row.name in wanted]

@@ -122,7 +122,9 @@ def objective_terms(
             return objective(loss_value, total / num_probes)
 
         if propagating:
-            return _along_curves(loss, operands, chosen, probes, conditions, share)
+            # The derivative rule of a conditional layer takes derivatives by the layer itself.
+            known = conditions if set(probes[0]) <= set(chosen) else {}
+            return _along_curves(loss, operands, chosen, probes, known, share)
         return _along_gradients(loss, operands, chosen, probes, share)
 
     def add_batch(sums: Any, keys: Any) -> tuple[Any, None]:

@@ -10,7 +10,7 @@ class Jet(NamedTuple):
         value: The value.
         velocity: One first derivative for each direction; `None` for zeros.
         acceleration: The sum over the directions of the second derivatives; `None` for zero.
-        condition: A traced flag, without which velocity and acceleration are zeros at run time;
+        condition: A traced flag, without which the velocity, a constant, is zero at run time;
             `None` where nothing is known.
     """
 

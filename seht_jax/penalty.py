@@ -218,9 +218,9 @@ def switch(
     branch = 1
     if draw.drawn is not None:
         first_branch = np.zeros(len(table.names), np.int32)
-        for number, suffix in reversed(list(enumerate(suffixes, start=1))):
-            first_branch[list(suffix)] = number
-        # The suffixes begin with the longest, and a drawn layer needs one that holds it.
+        for number, suffix in enumerate(suffixes, start=1):
+            first_branch[list(suffix)] = number  # shorter ones come later
+        # The first drawn layer decides: 0 is the plain step, 1 the longest suffix.
         branch = (
             len(suffixes) + 1 - jnp.max(jnp.where(draw.drawn, len(suffixes) + 1 - first_branch, 0))
         )

@@ -36,7 +36,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jaxtyping import Array
 
-from seht_jax._compat import as_varying, bind_equation, varying_axes
+from seht_jax._compat import bind_equation
 from seht_jax.cost import elements, operations
 from seht_jax.jet import Jet, add
 
@@ -74,18 +74,15 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     moving = [jet for jet in (left, right) if jet.velocity is not None]
     if not moving or operations(equation) < _WORTHWHILE_INTENSITY * elements(equation):
         return _directly(equation, left, right)
-    if len(moving) == 2:
-        return _by_evaluation(equation, left, right)
-    (condition,) = (jet.condition for jet in moving)
-    if condition is None:
-        return _directly(equation, left, right)
-    value = bind_equation(equation, [left.value, right.value])[0]
-    return _where_moving(
-        condition,
-        value,
-        lambda: _directly(equation, left, right)._replace(value=None),
-        lambda: Product(None, None, None),
-    )
+    conditional = [jet for jet in moving if jet.condition is not None]
+    match len(moving), len(conditional):
+        case 1, 1:
+            return _where_moving(equation, left, right)
+        case 2, 1:
+            return _where_both_move(equation, left, right)
+        case 2, _:
+            return _by_evaluation(equation, left, right)
+    return _directly(equation, left, right)
 
 
 def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -120,10 +117,7 @@ def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         scale = _scale(left, right)
         result = _evaluate(equation, left, right, scale)
         terms = [jax.tree.map(jnp.zeros_like, result)]
-        for pair in (
-            (_tangent(tangents[0], left.condition), right),
-            (left, _tangent(tangents[1], right.condition)),
-        ):
+        for pair in ((_tangent(tangents[0]), right), (left, _tangent(tangents[1]))):
             complete = all(jet.value is not None and jet.velocity is not None for jet in pair)
             terms.append(
                 _evaluate(equation, *pair, scale) if complete else _directly(equation, *pair)
@@ -138,13 +132,13 @@ def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     return evaluated(left, right)
 
 
-def _tangent(tangents: Jet, condition: Array | None) -> Jet:
+def _tangent(tangents: Jet) -> Jet:
     """Return what is not symbolically zero of the tangents of a jet."""
     value, *velocity = (
         None if isinstance(x, SymbolicZero) else x for x in (tangents.value, *tangents.velocity)
     )
     whole = all(stream is not None for stream in velocity)
-    return Jet(value, tuple(velocity) if whole else None, condition=condition)
+    return Jet(value, tuple(velocity) if whole else None)
 
 
 def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> Product:
@@ -154,51 +148,121 @@ def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> P
         return bind_equation(equation, [x, y])[0]
 
     value = product(left.value, right.value)
+    return Product(value, *_evaluate_streams(product, left, right, value, scale))
 
-    def streams() -> Product:
-        velocity, cross = [], None
-        for d_left, d_right in zip(left.velocity, right.velocity, strict=True):
-            ahead = product(left.value + scale * d_left, right.value + scale * d_right)
-            behind = product(left.value - scale * d_left, right.value - scale * d_right)
-            velocity.append((ahead - behind) / (2 * scale))
-            cross = add(cross, (ahead - value) + (behind - value))
-        return Product(None, tuple(velocity), cross / (2 * scale**2))
 
-    if (left.condition is None) == (right.condition is None):
-        return streams()._replace(value=value)
-    if left.condition is None:
-        condition, stopped = right.condition, (left, right._replace(velocity=None))
-    else:
-        condition, stopped = left.condition, (left._replace(velocity=None), right)
-    return _where_moving(
-        condition,
-        value,
-        streams,
-        lambda: _directly(equation, *stopped)._replace(value=None),
+def _evaluate_streams(
+    product: Callable[[Array, Array], Array], left: Jet, right: Jet, value: Array, scale: Array
+) -> tuple[tuple[Array, ...], Array]:
+    velocity, cross = [], None
+    for d_left, d_right in zip(left.velocity or (), right.velocity or (), strict=True):
+        ahead = product(left.value + scale * d_left, right.value + scale * d_right)
+        behind = product(left.value - scale * d_left, right.value - scale * d_right)
+        velocity.append((ahead - behind) / (2 * scale))
+        cross = add(cross, (ahead - value) + (behind - value))
+    return tuple(velocity), cross / (2 * scale**2)
+
+
+def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+    """Multiply a factor that moves at run time, or not, with one that does not."""
+    value = bind_equation(equation, [left.value, right.value])[0]
+    condition = right.condition if left.velocity is None else left.condition
+
+    def moving() -> Any:
+        return _directly(equation, left, right).velocity
+
+    def stopped() -> Any:
+        return jax.tree.map(jnp.zeros_like, (value,) * len(left.velocity or right.velocity or ()))
+
+    return Product(value, lax.cond(condition, moving, stopped), None)
+
+
+def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+    """Multiply a moving factor with one that moves at run time, or not: a layer, if it was drawn."""
+    is_left = left.condition is not None
+    layer, other = (left, right) if is_left else (right, left)
+    multiply_gated = _gated_product(
+        equation.primitive, tuple(sorted(equation.params.items())), is_left
+    )
+    return multiply_gated(
+        layer.condition,
+        _scale(left, right),
+        other._replace(condition=None),
+        layer._replace(condition=None),
     )
 
 
-def _where_moving(
-    condition: Array,
-    value: Array,
-    moving: Callable[[], Product],
-    stopped: Callable[[], Product],
-) -> Product:
-    """Choose at run time how to compute velocity and cross term."""
-    shapes = jax.eval_shape(moving)
+@functools.lru_cache(maxsize=None)
+def _gated_product(
+    primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
+) -> Callable[[Array, Array, Jet, Jet], Product]:
+    """Build the product of a moving factor with a layer that moves only under a condition.
 
-    def zeros(shape: jax.ShapeDtypeStruct) -> Array:
-        return as_varying(jnp.zeros(shape.shape, shape.dtype), varying_axes(value))
+    JAX's derivative of a `lax.cond` would copy all residuals out of it, so the derivative is a
+    rule of its own. The velocity of the layer must be a constant. Layers of one shape share one
+    trace, which keeps the time to compile a step with many layers in hand.
+    """
 
-    def completed() -> Product:
-        _, velocity, cross = stopped()
-        return Product(
-            None,
-            jax.tree.map(zeros, shapes.velocity) if velocity is None else velocity,
-            jax.tree.map(zeros, shapes.cross) if cross is None else cross,
+    def product(other: Array, layer: Array) -> Array:
+        operands = (layer, other) if layer_is_left else (other, layer)
+        return primitive.bind(*operands, **dict(params))
+
+    def evaluated(scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
+        return _evaluate_streams(product, other, layer, value, scale)
+
+    def stopped(_scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
+        return tuple(product(v, layer.value) for v in other.velocity or ()), jnp.zeros_like(value)
+
+    @jax.jit
+    def forward(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
+        value = product(other.value, layer.value)
+        return Product(value, *lax.cond(condition, evaluated, stopped, scale, value, other, layer))
+
+    @jax.jit
+    def backward(
+        condition: Array, scale: Array, other: Jet, layer: Jet, cotangents: Product
+    ) -> tuple[Jet, Array]:
+        def pulled_back(streams: Callable[..., Any]) -> Callable[..., Jet]:
+            def pull(scale: Array, other: Jet, layer: Jet, cotangents: Product) -> Jet:
+                def linear(other: Jet) -> tuple[Any, Any]:
+                    value = product(other.value, layer.value)
+                    return value, streams(scale, value, other, layer)
+
+                (transposed,) = jax.linear_transpose(linear, other)(
+                    (cotangents.value, (cotangents.velocity, cotangents.cross))
+                )
+                return transposed
+
+            return pull
+
+        by_other = lax.cond(
+            condition, pulled_back(evaluated), pulled_back(stopped), scale, other, layer, cotangents
         )
+        moved = zip(
+            (other.value, *(other.velocity or ())),
+            (cotangents.value, *(cotangents.velocity or ())),
+            strict=True,
+        )
+        by_layer = add(
+            *(
+                jax.linear_transpose(functools.partial(product, stream), layer.value)(cotangent)[0]
+                for stream, cotangent in moved
+            )
+        )
+        return by_other, by_layer
 
-    return lax.cond(condition, moving, completed)._replace(value=value)
+    @jax.custom_vjp
+    def gated(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
+        return forward(condition, scale, other, layer)
+
+    def gated_backward(residuals: Any, cotangents: Product) -> tuple[None, None, Jet, Jet]:
+        by_other, by_layer = backward(*residuals, cotangents)
+        _, _, _, layer = residuals
+        constant = jax.tree.map(jnp.zeros_like, layer.velocity)
+        return None, None, by_other, Jet(by_layer, constant)
+
+    gated.defvjp(lambda *operands: (forward(*operands), operands), gated_backward)
+    return gated
 
 
 def _scale(left: Jet, right: Jet) -> Array:

@@ -278,7 +278,9 @@ def _penalised_loss(
         chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
         if isinstance(lam_tangent, SymbolicZero):
             choices = unless_zero(choices, lam)
-        value, estimate, aux, gradients = evaluate(choices, lam, operands, chosen)
+        value, estimate, aux, gradients = _opaque(functools.partial(evaluate, chosen=chosen))(
+            choices, lam, operands
+        )
         _check_marked(operands, chosen, value)
         dtype = accumulation_dtype(value.dtype)
         slope = jnp.zeros((), dtype)
@@ -296,6 +298,18 @@ def _penalised_loss(
     value_of.defjvp(derivative, symbolic_zeros=True)
     axes = varying_axes(loss.jaxpr.outvars[0].aval)
     return value_of(choices, as_varying(lam, axes), operands)
+
+
+def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Hide a function from the linearization of a derivative rule that calls it.
+
+    JAX linearizes a rule by partial evaluation of all that it does. For what does not depend on
+    the tangents that changes nothing, and for a large `lax.switch` it takes longer than everything
+    else together. A call with a rule of its own is passed over.
+    """
+    opaque = jax.custom_jvp(function)
+    opaque.defjvp(functools.partial(jax.jvp, function))
+    return opaque
 
 
 def _check_marked(operands: Sequence[Array], chosen: Sequence[int], value: Array) -> None:

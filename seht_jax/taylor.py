@@ -117,20 +117,13 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     if not moving:
         return [Jet(value) for value in bind_equation(equation, [jet.value for jet in inputs])]
     outputs = _RULES.get(equation.primitive, _differentiated)(equation, inputs)
-    condition = moving[0].condition
-    if any(jet.condition is not condition for jet in moving):
-        condition = None
-    return [
-        Jet(
-            jet.value,
-            jet.velocity,
-            jet.acceleration,
-            jet.condition if condition is None else condition,
-        )
-        if jnp.issubdtype(jnp.result_type(jet.value), jnp.inexact)
-        else Jet(jet.value)
+    inexact = [
+        jet if jnp.issubdtype(jnp.result_type(jet.value), jnp.inexact) else Jet(jet.value)
         for jet in outputs
     ]
+    if len(moving) == 1 and equation.primitive in _LINEAR:
+        return [jet._replace(condition=moving[0].condition) for jet in inexact]
+    return inexact
 
 
 # Rules for kinds of operations. Each computes the three streams of the outputs.
