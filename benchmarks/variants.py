@@ -28,7 +28,9 @@ from benchmarks.measure import (
     compile_step,
 )
 from benchmarks.models import BenchmarkModel
-from seht_jax.probes import draw_layers
+from seht_jax.closed_loss import close_loss
+from seht_jax.penalty import make_penalty, network_suffixes
+from seht_jax.probes import draw_layers, layer_table
 
 Step: TypeAlias = Callable[..., Any]
 LayerGroups: TypeAlias = Sequence[Sequence[str]]
@@ -87,6 +89,26 @@ def step_time_rows(
         row("reverse over the HVP, 1 probe", reverse_over_hvp_step(model)),
         row("matfree, 1 probe", matfree_step(model)),
         *torch_rows(model),
+    ]
+
+
+def branch_layers(model: BenchmarkModel, p: float) -> LayerGroups:
+    """Return the layers by the branch of the step that runs if they are the first drawn.
+
+    Args:
+        model: What steps are taken of.
+        p: The probability of layers and entries.
+
+    Returns:
+        Names of layers, by branch.
+    """
+    penalty = make_penalty(p, curvature="hessian", layers=seht.module_layer)
+    loss, _ = close_loss(model.loss_fn, model.params, model.batch, {}, has_aux=True)
+    table = layer_table(model.params, penalty.layers)
+    suffixes = network_suffixes(penalty, table, loss)
+    return [
+        [table.names[i] for i in sorted(suffix - shorter)]
+        for suffix, shorter in zip(suffixes, [*suffixes[1:], frozenset()], strict=True)
     ]
 
 

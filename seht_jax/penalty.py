@@ -42,6 +42,9 @@ from seht_jax.taylor import propagates
 
 Result = TypeVar("Result")
 
+PROBE_BATCH = 5  # more probes at once gain little time, and each takes two plain steps' memory
+NUM_BRANCHES = 4  # more gain some percent of SEHT-D's time, and each takes seconds to compile
+
 
 @dataclasses.dataclass(frozen=True)
 class Penalty:
@@ -83,20 +86,20 @@ class Draw(NamedTuple):
 def make_penalty(
     p: ProbeProbability,
     *,
-    num_probes: int,
     curvature: str,
     layers: LayerFunction,
-    rescale: bool,
-    probe_batch: int,
-    num_branches: int,
+    num_probes: int = 1,
+    rescale: bool = False,
+    probe_batch: int = PROBE_BATCH,
+    num_branches: int = NUM_BRANCHES,
 ) -> Penalty:
     """Check the settings of the penalty.
 
     Args:
         p: See `regularize`.
-        num_probes: See `regularize`.
         curvature: See `regularize`.
         layers: See `regularize`.
+        num_probes: See `regularize`.
         rescale: See `regularize`.
         probe_batch: See `regularize`.
         num_branches: See `regularize`.

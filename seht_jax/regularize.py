@@ -14,6 +14,8 @@ from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.curvature import accumulation_dtype, inner_product
 from seht_jax.penalty import (
+    NUM_BRANCHES,
+    PROBE_BATCH,
     Draw,
     Penalty,
     add_scaled,
@@ -58,8 +60,8 @@ def regularize(
     lam: float | Float[Array, ""],
     *,
     num_probes: int = 1,
-    probe_batch: int = 5,
-    num_branches: int = 6,
+    probe_batch: int = PROBE_BATCH,
+    num_branches: int = NUM_BRANCHES,
     has_aux: bool = False,
     curvature: Literal["hessian"] = "hessian",
     layers: LayerFunction = module_layer,

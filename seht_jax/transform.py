@@ -12,6 +12,8 @@ from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import close_loss
 from seht_jax.curvature import accumulation_dtype
 from seht_jax.penalty import (
+    NUM_BRANCHES,
+    PROBE_BATCH,
     Draw,
     add_scaled,
     as_scalar,
@@ -48,8 +50,8 @@ def add_hessian_trace(
     every: int = 1,
     *,
     num_probes: int = 1,
-    probe_batch: int = 5,
-    num_branches: int = 6,
+    probe_batch: int = PROBE_BATCH,
+    num_branches: int = NUM_BRANCHES,
     curvature: Literal["hessian"] = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,

@@ -1,0 +1,186 @@
+"""Products by evaluation equal those of the formula, where they are used and in float32."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from seht_jax import products
+from seht_jax.jet import Jet
+from seht_jax.products import multiply
+
+
+def convolve(x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+PRODUCTS = {
+    "dot_general": (jnp.matmul, (24, 32), (32, 20)),
+    "convolution": (convolve, (2, 5, 5, 4), (3, 3, 4, 6)),
+}
+
+
+@pytest.fixture(autouse=True)
+def every_product_is_worth_it(monkeypatch):
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", 0)
+
+
+@pytest.fixture(params=PRODUCTS)
+def case(request):
+    """An equation, and two factors that move in two directions."""
+    function, *shapes = PRODUCTS[request.param]
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    factors = [
+        Jet(
+            jax.random.normal(next(keys), shape),
+            tuple(jax.random.normal(next(keys), shape) for _ in range(2)),
+        )
+        for shape in shapes
+    ]
+    (equation,) = jax.make_jaxpr(function)(*(jet.value for jet in factors)).jaxpr.eqns
+    return function, equation, *factors
+
+
+def formula(function, left, right):
+    velocity = tuple(
+        function(d_left, right.value) + function(left.value, d_right)
+        for d_left, d_right in zip(left.velocity, right.velocity, strict=True)
+    )
+    cross = sum(map(function, left.velocity, right.velocity))
+    return function(left.value, right.value), velocity, cross
+
+
+def test_two_evaluations_make_three_products(case):
+    function, equation, left, right = case
+    chex.assert_trees_all_close(
+        tuple(multiply(equation, left, right)), formula(function, left, right), rtol=1e-10
+    )
+
+
+def test_five_products_a_direction_make_a_step_with_its_gradient(case):
+    _, equation, left, right = case
+
+    def step(values):
+        moved = [Jet(value, jet.velocity) for value, jet in zip(values, (left, right), strict=True)]
+        return sum(map(jnp.sum, jax.tree.leaves(multiply(equation, *moved))))
+
+    def gradient(left_value, left_velocity, right_value):
+        product = multiply(
+            equation, Jet(left_value, left_velocity), Jet(right_value, right.velocity)
+        )
+        return sum(jnp.sum(jnp.sin(stream)) for stream in jax.tree.leaves(product))
+
+    program = jax.jit(jax.value_and_grad(gradient, (0, 1, 2)))
+    compiled = program.lower(left.value, left.velocity, right.value).compile().as_text()
+    kind = "dot(" if equation.primitive.name == "dot_general" else "convolution("
+    # Three for the value (with the products of its gradient), and five for each direction.
+    assert compiled.count(f" {kind}") == 3 + 5 * len(left.velocity)
+    del step
+
+
+@pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)])
+def test_the_derivative_is_that_of_the_formula(case, sides):
+    function, equation, *factors = case
+
+    def loss(product_of, jets):
+        moved = list(factors)
+        for side, jet in zip(sides, jets, strict=True):
+            moved[side] = jet
+        return sum(jnp.sum(jnp.sin(s)) for s in jax.tree.leaves(product_of(*moved)))
+
+    jets = [factors[side] for side in sides]
+    for transform in (jax.grad, jax.jacfwd, lambda f: jax.grad(lambda x: jnp.sum(jax.grad(f)(x)[0].value ** 2))):
+        if transform is jax.jacfwd and equation.primitive.name != "dot_general":
+            continue
+        actual, expected = (
+            jax.jit(transform(functools.partial(loss, product_of)))(jets)
+            for product_of in (
+                functools.partial(multiply, equation),
+                functools.partial(formula, function),
+            )
+        )
+        chex.assert_trees_all_close(actual, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("both_move", [True, False])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_layer_moves_if_it_was_drawn(case, drawn, both_move, side):
+    function, equation, *factors = case
+    zero = jax.tree.map(lambda x: x * drawn, factors[side].velocity)
+    factors[side] = factors[side]._replace(velocity=zero)
+    if not both_move:
+        factors[1 - side] = factors[1 - side]._replace(velocity=None)
+
+    def result(product_of, values, drawn):
+        moved = [jet._replace(value=v) for jet, v in zip(factors, values, strict=True)]
+        product = product_of(moved, drawn)
+        return sum(jnp.sum(jnp.sin(s)) for s in jax.tree.leaves(product)), product
+
+    def conditional(moved, drawn):
+        moved[side] = moved[side]._replace(condition=drawn)
+        value, velocity, cross = multiply(equation, *moved)
+        return value, velocity, jnp.zeros_like(value) if cross is None else cross
+
+    def unconditional(moved, drawn):
+        still = jax.tree.map(jnp.zeros_like, moved[1 - side].value)
+        if not both_move:
+            moved[1 - side] = moved[1 - side]._replace(velocity=(still, still))
+        return formula(function, *moved)
+
+    values = [jet.value for jet in factors]
+    actual, expected = (
+        jax.jit(jax.value_and_grad(functools.partial(result, form), has_aux=True))(
+            values, jnp.asarray(drawn)
+        )
+        for form in (conditional, unconditional)
+    )
+    chex.assert_trees_all_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("left_size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("right_size", [1e-4, 1.0, 1e4])
+def test_rounding_errors_are_those_of_the_formula(case, left_size, right_size):
+    """Whatever the sizes of the velocities are; the sum of all streams is what is used."""
+    function, equation, left, right = case
+    left, right = (
+        jet._replace(velocity=tuple(size * v for v in jet.velocity))
+        for jet, size in ((left, left_size), (right, right_size))
+    )
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), (left, right))
+    exact = formula(function, left, right)
+
+    def error(result):
+        return [
+            float(jnp.linalg.norm((a - b).ravel()) / jnp.linalg.norm(b.ravel()))
+            for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(exact), strict=True)
+        ]
+
+    *of_value_and_velocity, of_cross = error(
+        jax.tree.map(lambda x: x.astype(float), tuple(multiply(equation, *single)))
+    )
+    assert max(of_value_and_velocity) < 2e-6
+    # A cross term much smaller than the second derivative that it is a part of may be less exact.
+    share = min(left_size, right_size) / max(left_size, right_size)
+    assert of_cross < 2e-6 / share**0.5
+
+
+def test_velocities_of_zero_are_no_trouble(case):
+    _, equation, left, right = case
+    still = left._replace(velocity=jax.tree.map(jnp.zeros_like, left.velocity))
+    product = multiply(equation, still, right)
+    np.testing.assert_allclose(product.cross, 0, atol=1e-10)
+    chex.assert_tree_all_finite(tuple(product))
+
+
+def test_small_products_are_made_by_the_formula(case, monkeypatch):
+    _, equation, left, right = case
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", 1e9)
+    names = [e.primitive.name for e in jax.make_jaxpr(lambda: multiply(equation, left, right))().eqns]
+    assert "custom_jvp_call" not in names
