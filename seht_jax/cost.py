@@ -18,12 +18,12 @@ def operations(equation: core.JaxprEqn) -> int:
         Two for each multiplication and addition of a matrix product or convolution, and one for
         each element of the results of anything else.
     """
-    size = sum(math.prod(variable.aval.shape) for variable in equation.outvars)
+    size = sum(map(_size, equation.outvars))
     if equation.primitive is primitives.dot_general_p:
         (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2 * size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        return 2 * size * math.prod(_shape(equation.invars[0])[i] for i in contracted)
     if equation.primitive is primitives.conv_general_dilated_p:
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
         return 2 * size * math.prod(kernel) // max(outputs, 1)
     return size
@@ -38,7 +38,7 @@ def elements(equation: core.JaxprEqn) -> int:
     Returns:
         The number of elements.
     """
-    return sum(math.prod(atom.aval.shape) for atom in (*equation.invars, *equation.outvars))
+    return sum(map(_size, (*equation.invars, *equation.outvars)))
 
 
 def dependent_operations(jaxpr: core.Jaxpr, sources: Sequence[int], num_sources: int) -> list[int]:
@@ -114,13 +114,21 @@ def _count_equation(
 
 
 def _settled(body: core.Jaxpr, inputs: list[int], first: int, last: int) -> list[int]:
-    """Return the sources of a loop's inputs, of which those of the carry grow from round to round."""
+    """Return the sources of a loop's inputs; those of the carry grow from round to round."""
     while True:
         results = _count(body, inputs, [], 0)
         carry = [a | b for a, b in zip(inputs[first:last], results, strict=False)]
         if carry == inputs[first:last]:
             return inputs
         inputs = [*inputs[:first], *carry, *inputs[last:]]
+
+
+def _size(atom: Any) -> int:
+    return math.prod(_shape(atom))
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return getattr(atom.aval, "shape", ())  # a token has none
 
 
 def _union(masks: Sequence[int]) -> int:

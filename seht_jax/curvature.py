@@ -222,24 +222,19 @@ def _along_gradients(
 
     It takes any loss that has a gradient.
     """
-    total, total_gradients = None, [None] * len(chosen)
-    for probe in probes:
-        value, aux, gradients, estimate, estimate_gradients = _along_gradient(
-            loss, operands, chosen, probe
-        )
-        total = add(total, estimate)
-        total_gradients = list(map(add, total_gradients, estimate_gradients))
+    results = [_along_gradient(loss, operands, chosen, probe) for probe in probes]
+    value, aux, gradients, *_ = results[0]
+    total = sum((result[3] for result in results[1:]), start=results[0][3])
+    total_gradients = [add(*streams) for streams in zip(*(r[4] for r in results), strict=True)]
     by_loss, by_estimate = jax.grad(objective, (0, 1))(value, total)
     return ObjectiveTerms(
         value,
         aux,
         total,
         [
-            add(
-                by_loss.astype(own.dtype) * own,
-                # No strength is no penalty, also where the curvature is infinite.
-                jnp.where(by_estimate == 0, 0, by_estimate.astype(other.dtype) * other),
-            )
+            by_loss.astype(own.dtype) * own
+            # No strength is no penalty, also where the curvature is infinite.
+            + jnp.where(by_estimate == 0, 0, by_estimate.astype(other.dtype) * other)
             for own, other in zip(_at_least_float32(gradients), total_gradients, strict=True)
         ],
     )

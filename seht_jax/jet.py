@@ -8,14 +8,14 @@ class Jet(NamedTuple):
 
     Attributes:
         value: The value.
-        velocity: One first derivative for each direction; `None` for zeros.
+        velocity: A tuple of one first derivative for each direction; `None` for zeros.
         acceleration: The sum over the directions of the second derivatives; `None` for zero.
         condition: A traced flag, without which the velocity, a constant, is zero at run time;
             `None` where nothing is known.
     """
 
     value: Any
-    velocity: tuple[Any, ...] | None = None
+    velocity: Any = None
     acceleration: Any = None
     condition: Any = None
 

@@ -50,12 +50,12 @@ class Product(NamedTuple):
 
     Attributes:
         value: The value ab.
-        velocity: The first derivatives a'b + ab', one for each direction; `None` for zeros.
+        velocity: A tuple of the first derivatives a'b + ab'; `None` for zeros.
         cross: The sum over the directions of a'b'; `None` for zero.
     """
 
     value: Any
-    velocity: tuple[Any, ...] | None
+    velocity: Any
     cross: Any
 
 
@@ -154,7 +154,8 @@ def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> P
 def _evaluate_streams(
     product: Callable[[Array, Array], Array], left: Jet, right: Jet, value: Array, scale: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    velocity, cross = [], None
+    velocity: list[Array] = []
+    cross: Any = None
     for d_left, d_right in zip(left.velocity or (), right.velocity or (), strict=True):
         ahead = product(left.value + scale * d_left, right.value + scale * d_right)
         behind = product(left.value - scale * d_left, right.value - scale * d_right)
@@ -178,7 +179,7 @@ def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
 
 
 def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
-    """Multiply a moving factor with one that moves at run time, or not: a layer, if it was drawn."""
+    """Multiply a moving factor with a layer, which moves if it was drawn."""
     is_left = left.condition is not None
     layer, other = (left, right) if is_left else (right, left)
     multiply_gated = _gated_product(
@@ -192,7 +193,7 @@ def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _gated_product(
     primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
 ) -> Callable[[Array, Array, Jet, Jet], Product]:

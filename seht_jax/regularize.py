@@ -44,8 +44,8 @@ class PenaltyEstimate(NamedTuple):
 
     Attributes:
         mean: The estimate of tr(H) that lambda multiplies, the mean over the probes; 0 where no
-            layer was drawn, the penalty was not active, or lambda is 0. At least float32. It carries no
-            derivative.
+            layer was drawn, the penalty was not active, or lambda is 0. At least float32. It
+            carries no derivative.
         layers_drawn: How many layers were probed; 0 where the penalty was skipped.
     """
 

@@ -288,3 +288,36 @@ def test_checkpoints_keep_their_parameters(prevent_cse):
         }
     assert before[-1].params["differentiated"]
     assert before[-1].params["prevent_cse"] == prevent_cse
+
+
+def test_xla_still_leaves_convolutions_in_branches_as_they_are():
+    """Where this fails, a newer jaxlib has made `convolution.py` obsolete: measure, and delete it."""
+
+    def kernel_gradient(image, cotangent):
+        def convolve(kernel):
+            return lax.conv_general_dilated(
+                image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+
+        return jax.linear_transpose(convolve, jnp.ones((3, 3, 8, 8)))(cotangent)[0]
+
+    def layouts(function, *operands):
+        program = jax.jit(function).lower(*operands).compile().as_text()
+        return {
+            line.split("dim_labels=")[1].split(",")[0]
+            for line in program.splitlines()
+            if "dim_labels=" in line
+        }
+
+    def in_a_branch(flag, *operands):
+        return lax.cond(flag, kernel_gradient, lambda *_: jnp.zeros((3, 3, 8, 8)), *operands)
+
+    operands = (jnp.ones((4, 6, 6, 8)), jnp.ones((4, 6, 6, 8)))
+    assert layouts(kernel_gradient, *operands) == {"b01f_01io->b01f"}
+    assert layouts(in_a_branch, True, *operands) != {"b01f_01io->b01f"}
+    canonical = canonical_on_cpu(kernel_gradient)
+    assert layouts(
+        lambda flag, *x: lax.cond(flag, canonical, lambda *_: jnp.zeros((3, 3, 8, 8)), *x),
+        True,
+        *operands,
+    ) == {"b01f_01io->b01f"}

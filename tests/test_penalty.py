@@ -1,5 +1,7 @@
 """Which program a step runs, and that the result does not depend on it."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from seht_jax.penalty import Draw, make_penalty, network_suffixes, switch
 from seht_jax.probes import layer_table, module_layer
 
 NUM_LAYERS = 6
-X = jnp.linspace(-1.0, 1.0, 3 * 8).reshape(3, 8)
+X = np.linspace(-1.0, 1.0, 3 * 8).reshape(3, 8)
 
 
 def params_of():
@@ -47,7 +49,7 @@ def test_suffixes_are_ends_of_the_network(num_branches):
     _, table, _, ends = suffixes(0.1, num_branches)
     assert len(ends) == min(num_branches, NUM_LAYERS)
     assert len(ends[0]) == NUM_LAYERS
-    for longer, shorter in zip(ends, ends[1:], strict=False):
+    for longer, shorter in itertools.pairwise(ends):
         assert shorter < longer
     for end in ends:
         assert named(table, end) == [f"layer{i}" for i in range(1, len(end) + 1)]
@@ -112,9 +114,10 @@ def test_the_result_does_not_depend_on_the_batches(num_probes, probe_batch):
     penalised = seht.regularize(
         loss_fn, key, None, 0.1, num_probes=num_probes, probe_batch=probe_batch
     )
+    expected = composed(loss_fn, key, None, 0.1, num_probes=num_probes)
     assert_close(
         jax.jit(jax.value_and_grad(penalised))(params),
-        jax.jit(jax.value_and_grad(composed(loss_fn, key, None, 0.1, num_probes=num_probes)))(params),
+        jax.jit(jax.value_and_grad(expected))(params),
         rtol=1e-10,
     )
 

@@ -39,11 +39,26 @@ def test_plus_one_and_minus_one_have_probability_p_each(p):
     assert_within(np.mean(sample), 0, 2 * p, count)
 
 
-def test_q_of_one_half_is_rademacher():
-    sample = seht.sparse_signs(KEY, (1000,), jnp.float32, p=0.5)
-    key_signs, _ = jax.random.split(KEY)
-    chex.assert_trees_all_equal(sample, jax.random.rademacher(key_signs, (1000,), jnp.float32))
-    assert not jnp.any(sample == 0)
+@pytest.mark.parametrize("shape", [(), (7,), (1000,), (3, 3, 16, 100), (5, 0)])
+def test_q_of_one_half_is_rademacher(shape):
+    samples = np.asarray(
+        jax.vmap(lambda key: seht.sparse_signs(key, shape, jnp.float32, p=0.5))(
+            jax.random.split(KEY, 400)
+        )
+    )
+    assert samples.shape == (400, *shape)
+    assert samples.dtype == np.float32
+    assert set(np.unique(samples)) <= {-1, 1}
+    if samples.size:
+        assert_within(np.mean(samples), 0, 1, samples.size)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 31, 32, 33])
+def test_signs_made_of_the_bits_of_words_are_independent(distance):
+    signs = np.asarray(seht.sparse_signs(KEY, (1000, 200), p=0.5))
+    products = signs[:, distance:] * signs[:, :-distance]
+    assert_within(np.mean(products), 0, 1, products.size)
+    assert_within(np.mean(signs[1:] * signs[:-1]), 0, 1, signs[1:].size)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4])
