@@ -111,16 +111,22 @@ def propagates(jaxpr: core.Jaxpr) -> bool:
 
 def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     moving = [jet for jet in inputs if jet.moves]
-    if not moving:
+    # What returns no real or complex numbers (a comparison, a print) has nothing to derive.
+    if not moving or not any(map(_is_inexact, equation.outvars)):
         return [Jet(value) for value in bind_equation(equation, [jet.value for jet in inputs])]
     outputs = _RULES.get(equation.primitive, _differentiated)(equation, inputs)
     inexact = [
-        jet if jnp.issubdtype(jnp.result_type(jet.value), jnp.inexact) else Jet(jet.value)
-        for jet in outputs
+        jet if _is_inexact(variable) else Jet(jet.value)
+        for jet, variable in zip(outputs, equation.outvars, strict=True)
     ]
     if len(moving) == 1 and equation.primitive in _LINEAR:
         return [jet._replace(condition=moving[0].condition) for jet in inexact]
     return inexact
+
+
+def _is_inexact(variable: core.Var) -> bool:
+    aval: Any = variable.aval
+    return jnp.issubdtype(getattr(aval, "dtype", jnp.bool_), jnp.inexact)
 
 
 # Rules for kinds of operations. Each computes the three streams of the outputs.

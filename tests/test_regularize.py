@@ -304,6 +304,18 @@ def test_a_step_without_a_penalty_prints_once(capfd):
     assert capfd.readouterr().out.count("the loss is evaluated") == 1
 
 
+def test_a_batch_of_probes_prints_once(capfd):
+    def loss_fn(params):
+        loss = jnp.sum(params**2)
+        jax.debug.print("the loss is {}", loss)
+        return loss
+
+    penalised = seht.regularize(loss_fn, KEY, None, LAM, num_probes=3)
+    jax.jit(jax.grad(penalised))(jnp.ones(2)).block_until_ready()
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("the loss is 2.0") == 1
+
+
 def test_many_probes_of_bfloat16_params_accumulate_the_gradient_in_float32():
     # 24 for each of 512 probes: a bfloat16 sum stops growing at 8,192 and would give 16.
     penalised = seht.regularize(lambda w: jnp.sum(w**4), KEY, None, 1.0, num_probes=512)

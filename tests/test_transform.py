@@ -217,7 +217,10 @@ def test_in_front_of_multi_steps_each_mini_step_is_penalised(problem):
     chex.assert_trees_all_close(second, expected, rtol=1e-9)
 
 
-STATIC = ("p", "key", "every", "num_probes", "curvature", "layers", "rescale")
+STATIC = (
+    *("p", "key", "every", "num_probes", "probe_batch", "num_branches"),
+    *("curvature", "layers", "rescale"),
+)
 
 
 def test_lam_may_be_injected(params):
