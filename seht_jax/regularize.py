@@ -143,8 +143,8 @@ def regularize(
 
         A loss with a `custom_vjp` inside has the derivative of the gradient that its author wrote
         as its Hessian, which need not be symmetric; the gradient of the penalty is then the second
-        derivative of that gradient along the probe. A `custom_jvp` is followed by its rule, to the
-        second order too where the rule is not the derivative of its function.
+        derivative of that gradient along the probe. A `custom_jvp` is followed by its rule, also
+        where that is not the derivative of its function: its derivatives are those of the rule.
 
         A loss with side effects, such as `jax.debug.print`, shows them once for each batch of
         probes, and once more if its aux has floating-point arrays.

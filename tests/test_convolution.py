@@ -291,7 +291,7 @@ def test_checkpoints_keep_their_parameters(prevent_cse):
 
 
 def test_xla_still_leaves_convolutions_in_branches_as_they_are():
-    """Where this fails, a newer jaxlib has made `convolution.py` obsolete: measure, and delete it."""
+    """Where this fails, a newer jaxlib has made `convolution.py` obsolete: measure; delete it."""
 
     def kernel_gradient(image, cotangent):
         def convolve(kernel):
