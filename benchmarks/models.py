@@ -163,13 +163,7 @@ def _recurrent(name: str, size: Size) -> BenchmarkModel:
         hidden_size=size["hidden_size"],
         num_layers=size["num_layers"],
     )
-    batch = _tokens(size)
-
-    def loss_fn(params: Any, tokens: jax.Array, targets: jax.Array) -> tuple[jax.Array, None]:
-        logits, _ = network.apply({"params": params}, tokens, train=True)
-        return _cross_entropy(logits, targets), None
-
-    return BenchmarkModel(name, size, loss_fn, _init(network, batch[0])["params"], batch)
+    return _without_state(name, size, network, _tokens(size), logits_of=lambda outputs: outputs[0])
 
 
 def _transformer(name: str, size: Size) -> BenchmarkModel:
@@ -191,10 +185,14 @@ def _mlp(name: str, size: Size) -> BenchmarkModel:
 
 
 def _without_state(
-    name: str, size: Size, network: nn.Module, batch: tuple[jax.Array, jax.Array]
+    name: str,
+    size: Size,
+    network: nn.Module,
+    batch: tuple[jax.Array, jax.Array],
+    logits_of: Callable[[Any], jax.Array] = lambda outputs: outputs,
 ) -> BenchmarkModel:
     def loss_fn(params: Any, inputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, None]:
-        logits = network.apply({"params": params}, inputs, train=True)
+        logits = logits_of(network.apply({"params": params}, inputs, train=True))
         return _cross_entropy(logits, labels), None
 
     return BenchmarkModel(name, size, loss_fn, _init(network, batch[0])["params"], batch)

@@ -1,7 +1,6 @@
 """What one training step costs: the penalty, and its alternatives, against the plain step."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from benchmarks.report import (
     new_report_path,
     write_report,
 )
-from benchmarks.variants import branch_layers, step_time_rows
+from benchmarks.variants import step_time_rows
 
 ModelName = Literal["resnet18", "wrn-16-4", "lstm", "transformer", "mlp"]
 
@@ -115,10 +114,7 @@ def measure_model(
         NoSuchRowError: If no row has a part in its name.
     """
     all_rows = step_time_rows(
-        model,
-        num_probes=scope.num_probes,
-        sparse_num_probes=scope.sparse_num_probes,
-        boundaries=functools.partial(branch_layers, model),
+        model, num_probes=scope.num_probes, sparse_num_probes=scope.sparse_num_probes
     )
     rows = select(all_rows, parts)
     console.print(f"Measuring {describe(model)}.", highlight=False)

@@ -54,7 +54,6 @@ def step_time_rows(
     *,
     num_probes: Sequence[int],
     sparse_num_probes: Sequence[int],
-    boundaries: Callable[[float], LayerGroups | None] = lambda _: None,
 ) -> list[AnyRow]:
     """List the rows of the step-time benchmark.
 
@@ -62,7 +61,6 @@ def step_time_rows(
         model: What to take steps of.
         num_probes: The numbers of probes of SEHT-H.
         sparse_num_probes: The numbers of probes of SEHT-D.
-        boundaries: From the probability of a layer to the argument of `strata`.
 
     Returns:
         The rows; the plain step is the first.
@@ -73,9 +71,8 @@ def step_time_rows(
 
     def sparse(p: float, probes: int) -> Row:
         def prepare() -> Program:
-            return compile_step(
-                penalised_step(model, p, probes), model, strata(model.params, p, boundaries(p))
-            )
+            draws = strata(model.params, p, branch_layers(model, p))
+            return compile_step(penalised_step(model, p, probes), model, draws)
 
         return Row(sparse_name(p, probes), prepare)
 

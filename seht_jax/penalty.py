@@ -224,10 +224,8 @@ def switch(
         for number, suffix in enumerate(suffixes, start=1):
             first_branch[list(suffix)] = number  # shorter ones come later
         # The first drawn layer decides: 0 is the plain step, 1 the longest suffix.
-        branch = (
-            len(suffixes) + 1 - jnp.max(jnp.where(draw.drawn, len(suffixes) + 1 - first_branch, 0))
-        )
-        branch = jnp.where(branch > len(suffixes), 0, branch)
+        branch = jnp.min(jnp.where(draw.drawn, first_branch, len(branches) + 1))
+        branch = jnp.where(branch > len(branches), 0, branch)
     if draw.active is not None:
         branch = jnp.where(draw.active, branch, 0)
     if isinstance(branch, int):

@@ -1,4 +1,4 @@
-r"""Products of jets: matrix products, convolutions and elementwise ones, with few of them.
+r"""Products of jets: matrix products, convolutions and elementwise ones, as few as can be.
 
 The product of two curves has the derivatives
 
@@ -8,9 +8,9 @@ Along K directions, that is one product for the value, two for the accelerations
 direction the two of :math:`(ab)'` and the :math:`a'b'`. Products of large operands are what a
 network's time is spent on, so they are made in one of two ways:
 
-*Dense*. Where one factor does not move, the velocities of the other are more rows or columns of one
-product (`jax.vmap` does that). A sum over the directions of products of velocities is one product
-too, with the directions as more terms of its inner sum.
+*By the formula*, direction by direction, where one factor does not move or the product is small.
+(Directions stacked along an axis would be fewer and larger products, which are dense too; XLA's CPU
+backend runs them slower.)
 
 *By evaluation*. Where both factors move, the two numbers :math:`(ab)'` and :math:`a'b'` follow from
 two products, not three, since :math:`ab` is known already:

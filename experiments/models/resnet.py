@@ -76,6 +76,23 @@ def torch_default_bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+def batch_norm(*, train: bool, dtype: DTypeLike) -> Callable[..., nn.Module]:
+    """Return the BatchNorm module of these networks, ready to be named and called.
+
+    Args:
+        train: Whether it uses the batch's statistics rather than the running ones.
+        dtype: What it computes in.
+    """
+    return partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        use_fast_variance=False,
+        dtype=dtype,
+    )
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, activated after the sum.
 
@@ -137,14 +154,7 @@ class ResNet(nn.Module):
         conv = partial(
             nn.Conv, use_bias=False, kernel_init=torch_default_kernel_init(), dtype=self.dtype
         )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train=train, dtype=self.dtype)
         hidden = conv(self.width, (3, 3), padding=1, name="stem_conv")(images)
         hidden = nn.relu(norm(name="stem_norm")(hidden))
         for stage, num_blocks in enumerate(self.stage_sizes):

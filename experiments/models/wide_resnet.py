@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from experiments.models.resnet import torch_default_kernel_init
+from experiments.models.resnet import batch_norm, torch_default_kernel_init
 
 GROUP_WIDTHS = (16, 32, 64)
 LAYERS_OUTSIDE_BLOCKS = 4  # the constant in the count of layers, 6n + 4
@@ -122,14 +122,7 @@ class WideResNet(nn.Module):
             kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=self.dtype,
         )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_fast_variance=False,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train=train, dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         hidden = conv(GROUP_WIDTHS[0], (3, 3), padding=1, name="stem_conv")(images)
         for group, width in enumerate(GROUP_WIDTHS):
