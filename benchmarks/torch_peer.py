@@ -245,8 +245,8 @@ class DecoderBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(size, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size)
         )
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        self.register_buffer("causal", causal, persistent=False)
+        future = torch.ones(length, length, dtype=torch.bool).triu(1)
+        self.register_buffer("future", future, persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply the block."""
@@ -259,7 +259,7 @@ class DecoderBlock(nn.Module):
         projected = self.query_key_value(inputs).view(batch, length, 3, self.num_heads, -1)
         query, key, value = projected.unbind(2)
         scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * (size // self.num_heads) ** -0.5
-        weights = scores.masked_fill(~self.causal, float("-inf")).softmax(-1)
+        weights = scores.masked_fill(self.future, float("-inf")).softmax(-1)
         return torch.einsum("bhqk,bkhd->bqhd", weights, value).reshape(inputs.shape)
 
 
