@@ -1,6 +1,7 @@
 """Hessian-trace regularization for JAX: flat minima as a one-line choice."""
 
 from seht_jax.curvature import hvp
+from seht_jax.outputs import outputs
 from seht_jax.probes import Stacked, layer_names, module_layer, sparse_signs
 from seht_jax.regularize import PenaltyEstimate, regularize
 from seht_jax.trace import (
@@ -27,6 +28,7 @@ __all__ = [
     "masked_trace",
     "module_layer",
     "output_trace",
+    "outputs",
     "regularize",
     "sparse_signs",
 ]

@@ -1,7 +1,7 @@
 """Second derivatives along directions: Hessian-vector products and quadratic forms."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.jet import Jet, add
+from seht_jax.outputs import check_marked, unreached_message
 from seht_jax.taylor import propagate, propagates
 
 
@@ -72,8 +73,9 @@ class ObjectiveTerms(NamedTuple):
     gradients: list[Array]
 
 
+Curvature: TypeAlias = Literal["hessian", "gauss_newton"]
 Objective: TypeAlias = Callable[[Array, Array], Array]
-Probe: TypeAlias = Mapping[int, Array]
+Probe: TypeAlias = Mapping[int, Any]
 
 
 def objective_terms(
@@ -83,6 +85,7 @@ def objective_terms(
     sample_probe: Callable[[PRNGKeyArray], Probe],
     keys: Key[Array, " probes"] | UInt32[Array, "probes words"],
     *,
+    curvature: Curvature,
     objective: Objective,
     conditions: Mapping[int, Bool[Array, ""]],
     probe_batch: int,
@@ -100,6 +103,8 @@ def objective_terms(
         chosen: The positions of the operands whose gradients are wanted.
         sample_probe: From a key to a probe: directions by the positions of the probed operands.
         keys: One key for each probe, stacked.
+        curvature: The matrix H: that of the loss, or of Gauss and Newton (`outputs`), for which the
+            loss must be one that `check_marked` accepts and that propagates.
         objective: From loss and estimate to the scalar whose gradients are wanted; linear in the
             estimate.
         conditions: By the positions of probed operands, flags without which their directions are
@@ -124,7 +129,7 @@ def objective_terms(
         if propagating:
             # The derivative rule of a conditional layer takes derivatives by the layer itself.
             known = conditions if set(probes[0]) <= set(chosen) else {}
-            return _along_curves(loss, operands, chosen, probes, known, share)
+            return _along_curves(loss, operands, chosen, probes, curvature, known, share)
         return _along_gradients(loss, operands, chosen, probes, share)
 
     def add_batch(sums: Any, keys: Any) -> tuple[Any, None]:
@@ -143,6 +148,59 @@ def objective_terms(
         sums, _ = jax.lax.scan(add_batch, sums, rest)
     total, gradients = sums
     return first._replace(estimate=total / num_probes, gradients=gradients)
+
+
+def gauss_newton_product(
+    loss: ClosedLoss, operands: Sequence[Array], probe: Probe
+) -> dict[int, Array]:
+    r"""Compute the product of the Gauss-Newton matrix with a direction.
+
+    .. math:: G \sigma = \tfrac{1}{2} \nabla_\sigma\, \sigma^T G \sigma
+
+    Args:
+        loss: The closed loss, in which the outputs are marked.
+        operands: Its operands.
+        probe: The direction, by the positions of the operands.
+
+    Returns:
+        The product, at the same positions.
+    """
+
+    def half_form(probe: Probe) -> Array:
+        result, *_ = _propagate_loss(loss, operands, [probe], "gauss_newton", {})
+        return _acceleration(result) / 2
+
+    return jax.grad(half_form)(dict(probe))
+
+
+def check_outputs(loss: ClosedLoss, operands: Sequence[Array], probed: Sequence[int]) -> None:
+    """Check that the outputs of a network are marked between some params and the loss.
+
+    Args:
+        loss: The closed loss.
+        operands: Its operands.
+        probed: Which of its params are probed.
+
+    Raises:
+        TypeError: If the loss has no forward derivative.
+        ValueError: If there is no mark, or it has no part in the curvature.
+    """
+    check_marked(loss.jaxpr)
+    if not propagates(loss.jaxpr):
+        message = (
+            "curvature='gauss_newton' needs a loss with a forward derivative: there is a "
+            "jax.custom_vjp function or a mutable reference in it. Use jax.custom_jvp, or "
+            "curvature='hessian', which takes the derivative of the gradient"
+        )
+        raise TypeError(message)
+    first_param = len(operands) - loss.num_params
+    probe = {first_param + i: operands[first_param + i] for i in probed}
+
+    def streams(operands: Sequence[Array], probe: Probe) -> Jet:
+        return _propagate_loss(loss, operands, [probe], "gauss_newton", {})[0]
+
+    if not jax.eval_shape(streams, list(operands), probe).moves:
+        raise ValueError(unreached_message())
 
 
 def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> Float[Array, ""]:
@@ -180,24 +238,18 @@ def _along_curves(
     operands: Sequence[Array],
     chosen: Sequence[int],
     probes: Sequence[Probe],
+    curvature: Curvature,
     conditions: Mapping[int, Bool[Array, ""]],
     objective: Objective,
 ) -> ObjectiveTerms:
     """Compute the terms, with the sum over the probes as estimate, by Taylor propagation."""
-    num_captured = len(loss.jaxpr.constvars)
-    velocities = {i: tuple(probe[i] for probe in probes) for i in probes[0]}
 
     def objective_of(values: list[Array]) -> tuple[Array, tuple[Array, Array, list[Array]]]:
         replaced = dict(zip(chosen, values, strict=True))
-        jets = [
-            Jet(replaced.get(i, operand), velocities.get(i), None, conditions.get(i))
-            for i, operand in enumerate(operands)
-        ]
-        captured = [jet.value for jet in jets[:num_captured]]
-        result, *aux = propagate(loss.jaxpr, captured, jets[num_captured:])
+        moved = [replaced.get(i, operand) for i, operand in enumerate(operands)]
+        result, *aux = _propagate_loss(loss, moved, probes, curvature, conditions)
         value = jnp.asarray(result.value)
-        estimate = jnp.zeros_like(value) if result.acceleration is None else result.acceleration
-        estimate = estimate.astype(accumulation_dtype(value.dtype))
+        estimate = _acceleration(result)
         arrays = [jnp.asarray(jet.value) for jet in aux]
         return objective(value, estimate), (value, estimate, arrays)
 
@@ -205,6 +257,32 @@ def _along_curves(
         [operands[i] for i in chosen]
     )
     return ObjectiveTerms(value, aux, estimate, _at_least_float32(gradients))
+
+
+def _propagate_loss(
+    loss: ClosedLoss,
+    operands: Sequence[Array],
+    probes: Sequence[Probe],
+    curvature: Curvature,
+    conditions: Mapping[int, Bool[Array, ""]],
+) -> list[Jet]:
+    """Evaluate a loss and its aux on jets."""
+    num_captured = len(loss.jaxpr.constvars)
+    stream = {"hessian": "velocity", "gauss_newton": "tangent"}[curvature]
+    jets = [
+        Jet(operand, condition=conditions.get(i), **{stream: tuple(probe[i] for probe in probes)})
+        if i in probes[0]
+        else Jet(operand)
+        for i, operand in enumerate(operands)
+    ]
+    captured = [jet.value for jet in jets[:num_captured]]
+    return propagate(loss.jaxpr, captured, jets[num_captured:])
+
+
+def _acceleration(result: Jet) -> Array:
+    value = jnp.asarray(result.value)
+    acceleration = jnp.zeros_like(value) if result.acceleration is None else result.acceleration
+    return acceleration.astype(accumulation_dtype(value.dtype))
 
 
 def _along_gradients(

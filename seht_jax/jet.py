@@ -10,14 +10,17 @@ class Jet(NamedTuple):
         value: The value.
         velocity: A tuple of one first derivative for each direction; `None` for zeros.
         acceleration: The sum over the directions of the second derivatives; `None` for zero.
-        condition: A traced flag, without which the velocity, a constant, is zero at run time;
-            `None` where nothing is known.
+        condition: A traced flag, without which the velocity, or the tangent, a constant, is zero at
+            run time; `None` where nothing is known.
+        tangent: Like the velocity, of a variable that has not passed the mark of the outputs yet
+            (`seht_jax.outputs`), before which there are no second derivatives; `None` for zeros.
     """
 
     value: Any
     velocity: Any = None
     acceleration: Any = None
     condition: Any = None
+    tangent: Any = None
 
     @property
     def moves(self) -> bool:

@@ -10,7 +10,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,11 @@ from seht_jax.closed_loss import ClosedLoss
 from seht_jax.convolution import canonical_on_cpu
 from seht_jax.cost import dependent_operations
 from seht_jax.curvature import (
+    Curvature,
     Objective,
     ObjectiveTerms,
     accumulation_dtype,
+    check_outputs,
     objective_terms,
 )
 from seht_jax.probes import (
@@ -58,6 +60,7 @@ class Penalty:
         scale: What the mean quadratic form over the probes is multiplied by.
         probe_batch: How many probes are propagated at once, at most.
         num_branches: How many programs the step chooses from, at most, by the first drawn layer.
+        curvature: The matrix whose trace is penalised.
     """
 
     p_layers: float
@@ -67,6 +70,7 @@ class Penalty:
     scale: float
     probe_batch: int
     num_branches: int
+    curvature: Curvature
 
 
 class Draw(NamedTuple):
@@ -86,7 +90,7 @@ class Draw(NamedTuple):
 def make_penalty(
     p: ProbeProbability,
     *,
-    curvature: str,
+    curvature: Any,
     layers: LayerFunction,
     num_probes: int = 1,
     rescale: bool = False,
@@ -111,9 +115,6 @@ def make_penalty(
         TypeError: If a setting has the wrong type.
         ValueError: If a setting is out of its range.
     """
-    if curvature != "hessian":
-        message = f"curvature must be 'hessian', got {curvature!r}"
-        raise ValueError(message)
     check_layers(layers)
     check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
@@ -125,6 +126,7 @@ def make_penalty(
         scale=1 / (p_layers * 2 * p_entries) if rescale else 1.0,
         probe_batch=check_count("probe_batch", probe_batch),
         num_branches=check_count("num_branches", num_branches),
+        curvature=check_curvature(curvature),
     )
 
 
@@ -149,7 +151,13 @@ def draw(
     Returns:
         The draw; layers and `active` are the same on all devices that the loss makes communicate,
         which would otherwise wait for one another in different branches.
+
+    Raises:
+        TypeError: If the loss has no forward derivative, which the Gauss-Newton form needs.
+        ValueError: If the Gauss-Newton form lacks a mark of the outputs.
     """
+    if penalty.curvature == "gauss_newton":
+        check_outputs(loss, operands, table.probed)
     axes = communicated_axes(loss.jaxpr)
     key_layers, key_probes = jax.random.split(shared_key(loss, operands, key))
     drawn = None
@@ -334,6 +342,7 @@ def penalty_terms(
         chosen,
         sample,
         jax.random.split(draw.key, penalty.num_probes),
+        curvature=penalty.curvature,
         objective=lambda value, estimate: objective(value, penalty.scale * estimate),
         conditions={first_param + i: flag for i, flag in drawn_flags(table, draw.drawn).items()},
         probe_batch=penalty.probe_batch,
@@ -388,6 +397,25 @@ def check_switch(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         message = f"{name} must be True or False, got {value!r}"
         raise TypeError(message)
+
+
+def check_curvature(curvature: Any) -> Curvature:
+    """Check that an argument names a matrix.
+
+    Args:
+        curvature: The argument.
+
+    Returns:
+        The argument.
+
+    Raises:
+        ValueError: If it is not a name of one.
+    """
+    if curvature not in get_args(Curvature):
+        names = " or ".join(map(repr, get_args(Curvature)))
+        message = f"curvature must be {names}, got {curvature!r}"
+        raise ValueError(message)
+    return curvature
 
 
 def check_key(key: Any) -> None:

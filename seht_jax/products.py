@@ -79,10 +79,38 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         case 1, 1:
             return _where_moving(equation, left, right)
         case 2, 1:
-            return _where_both_move(equation, left, right)
+            return _where_both_move(equation, left, right, _evaluate_streams, _scale(left, right))
         case 2, _:
             return _by_evaluation(equation, left, right)
     return _directly(equation, left, right)
+
+
+def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+    """Multiply two factors of which nothing but the first derivative is asked for.
+
+    There is nothing to gain by evaluation: (ab)' takes two products either way.
+
+    Args:
+        equation: An equation whose primitive is linear in each of two operands.
+        left: The left factor, without acceleration.
+        right: The right factor, along the same directions.
+
+    Returns:
+        The product, without a cross term.
+    """
+    moving = [jet for jet in (left, right) if jet.velocity is not None]
+    conditional = [jet for jet in moving if jet.condition is not None]
+    worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
+    match len(moving), len(conditional):
+        case 1, 1 if worthwhile:
+            return _where_moving(equation, left, right)
+        case 2, 1 if worthwhile:
+            return _where_both_move(equation, left, right, _first_order_streams, None)
+
+    def product(x: Any, y: Any) -> Any:
+        return bind_equation(equation, [x, y])[0]
+
+    return Product(product(left.value, right.value), *_first_order_streams(product, left, right))
 
 
 def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -91,13 +119,24 @@ def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     def product(x: Any, y: Any) -> Any:
         return None if x is None or y is None else bind_equation(equation, [x, y])[0]
 
-    velocity, cross = [], None
-    for k in range(max(len(left.velocity or ()), len(right.velocity or ()))):
-        d_left, d_right = (None if x.velocity is None else x.velocity[k] for x in (left, right))
-        velocity.append(add(product(d_left, right.value), product(left.value, d_right)))
-        cross = add(cross, product(d_left, d_right))
+    velocity, _ = _first_order_streams(product, left, right)
+    pairs = zip(left.velocity or (), right.velocity or (), strict=False)
+    cross = add(*(product(d_left, d_right) for d_left, d_right in pairs))
     moving = any(stream is not None for stream in velocity)
-    return Product(product(left.value, right.value), tuple(velocity) if moving else None, cross)
+    return Product(product(left.value, right.value), velocity if moving else None, cross)
+
+
+def _first_order_streams(
+    product: Callable[[Any, Any], Any], left: Jet, right: Jet, *_: Any
+) -> tuple[tuple[Any, ...], None]:
+    def term(x: Any, y: Any) -> Any:
+        return None if x is None or y is None else product(x, y)
+
+    nothing = (None,) * max(len(left.velocity or ()), len(right.velocity or ()))
+    return tuple(
+        add(term(d_left, right.value), term(left.value, d_right))
+        for d_left, d_right in zip(left.velocity or nothing, right.velocity or nothing, strict=True)
+    ), None
 
 
 def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -154,9 +193,11 @@ def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> P
 def _evaluate_streams(
     product: Callable[[Array, Array], Array], left: Jet, right: Jet, value: Array, scale: Array
 ) -> tuple[tuple[Array, ...], Array]:
+    if right.velocity is None:
+        return tuple(product(v, right.value) for v in left.velocity or ()), jnp.zeros_like(value)
     velocity: list[Array] = []
     cross: Any = None
-    for d_left, d_right in zip(left.velocity or (), right.velocity or (), strict=True):
+    for d_left, d_right in zip(left.velocity or (), right.velocity, strict=True):
         ahead = product(left.value + scale * d_left, right.value + scale * d_right)
         behind = product(left.value - scale * d_left, right.value - scale * d_right)
         velocity.append((ahead - behind) / (2 * scale))
@@ -178,16 +219,18 @@ def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     return Product(value, lax.cond(condition, moving, stopped), None)
 
 
-def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
+def _where_both_move(
+    equation: core.JaxprEqn, left: Jet, right: Jet, streams: Callable[..., Any], scale: Any
+) -> Product:
     """Multiply a moving factor with a layer, which moves if it was drawn."""
     is_left = left.condition is not None
     layer, other = (left, right) if is_left else (right, left)
     multiply_gated = _gated_product(
-        equation.primitive, tuple(sorted(equation.params.items())), is_left
+        equation.primitive, tuple(sorted(equation.params.items())), is_left, streams
     )
     return multiply_gated(
         layer.condition,
-        _scale(left, right),
+        scale,
         other._replace(condition=None),
         layer._replace(condition=None),
     )
@@ -195,8 +238,11 @@ def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
 
 @functools.cache
 def _gated_product(
-    primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
-) -> Callable[[Array, Array, Jet, Jet], Product]:
+    primitive: core.Primitive,
+    params: tuple[tuple[str, Any], ...],
+    layer_is_left: bool,
+    streams: Callable[..., Any],
+) -> Callable[[Array, Any, Jet, Jet], Product]:
     """Build the product of a moving factor with a layer that moves only under a condition.
 
     JAX's derivative of a `lax.cond` would copy all residuals out of it, so the derivative is a
@@ -208,26 +254,26 @@ def _gated_product(
         operands = (layer, other) if layer_is_left else (other, layer)
         return primitive.bind(*operands, **dict(params))
 
-    def evaluated(scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
-        return _evaluate_streams(product, other, layer, value, scale)
+    def moving(scale: Any, value: Array, other: Jet, layer: Jet) -> Any:
+        return streams(product, other, layer, value, scale)
 
-    def stopped(_scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
-        return tuple(product(v, layer.value) for v in other.velocity or ()), jnp.zeros_like(value)
+    def stopped(scale: Any, value: Array, other: Jet, layer: Jet) -> Any:
+        return streams(product, other, layer._replace(velocity=None), value, scale)
 
     @jax.jit
-    def forward(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
+    def forward(condition: Array, scale: Any, other: Jet, layer: Jet) -> Product:
         value = product(other.value, layer.value)
-        return Product(value, *lax.cond(condition, evaluated, stopped, scale, value, other, layer))
+        return Product(value, *lax.cond(condition, moving, stopped, scale, value, other, layer))
 
     @jax.jit
     def backward(
-        condition: Array, scale: Array, other: Jet, layer: Jet, cotangents: Product
+        condition: Array, scale: Any, other: Jet, layer: Jet, cotangents: Product
     ) -> tuple[Jet, Array]:
-        def pulled_back(streams: Callable[..., Any]) -> Callable[..., Jet]:
-            def pull(scale: Array, other: Jet, layer: Jet, cotangents: Product) -> Jet:
+        def pulled_back(case: Callable[..., Any]) -> Callable[..., Jet]:
+            def pull(scale: Any, other: Jet, layer: Jet, cotangents: Product) -> Jet:
                 def linear(other: Jet) -> tuple[Any, Any]:
                     value = product(other.value, layer.value)
-                    return value, streams(scale, value, other, layer)
+                    return value, case(scale, value, other, layer)
 
                 (transposed,) = jax.linear_transpose(linear, other)(
                     (cotangents.value, (cotangents.velocity, cotangents.cross))
@@ -237,7 +283,7 @@ def _gated_product(
             return pull
 
         by_other = lax.cond(
-            condition, pulled_back(evaluated), pulled_back(stopped), scale, other, layer, cotangents
+            condition, pulled_back(moving), pulled_back(stopped), scale, other, layer, cotangents
         )
         moved = zip(
             (other.value, *(other.velocity or ())),
@@ -253,7 +299,7 @@ def _gated_product(
         return by_other, by_layer
 
     @jax.custom_vjp
-    def gated(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
+    def gated(condition: Array, scale: Any, other: Jet, layer: Jet) -> Product:
         return forward(condition, scale, other, layer)
 
     def gated_backward(residuals: Any, cotangents: Product) -> tuple[None, None, Jet, Jet]:

@@ -3,7 +3,7 @@
 import functools
 import numbers
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
-from seht_jax.curvature import accumulation_dtype, inner_product
+from seht_jax.curvature import Curvature, accumulation_dtype, inner_product
 from seht_jax.penalty import (
     NUM_BRANCHES,
     PROBE_BATCH,
@@ -63,7 +63,7 @@ def regularize(
     probe_batch: int = PROBE_BATCH,
     num_branches: int = NUM_BRANCHES,
     has_aux: bool = False,
-    curvature: Literal["hessian"] = "hessian",
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,
     active: bool | Bool[Array, ""] = True,
@@ -108,7 +108,10 @@ def regularize(
             more time to compile; the result does not depend on it.
         has_aux: Whether the loss returns an aux. It is returned as in `jax.value_and_grad`, that
             of the loss at the params; the penalty's passes do not write it.
-        curvature: The matrix whose trace is penalised; "hessian" is the one there is.
+        curvature: The matrix H whose trace is penalised: "hessian" is the paper's, which has no
+            lower bound. "gauss_newton" is the Gauss-Newton matrix, never negative for a loss that
+            is convex in the network's outputs, for which training does not run off; the outputs
+            must be marked in the loss (`seht_jax.outputs`).
         layers: What a layer is: a function from the path of a leaf (a tuple of names) to the
             layer's name, to `Stacked`, or to `None` for a leaf that is not probed. By default a
             module, that is, all leaves under one parent. Tied weights are one leaf and so one

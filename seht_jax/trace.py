@@ -1,4 +1,4 @@
-"""Estimates of the trace of the Hessian, without training.
+"""Estimates of the trace of the Hessian, or of the Gauss-Newton matrix, without training.
 
 Each of these has the shape of `regularize`: it takes a loss and returns a function of the same
 arguments. Probes are taken one at a time (`jax.lax.map`), so memory is that of one Hessian-vector
@@ -17,9 +17,17 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.convolution import canonical_on_cpu
-from seht_jax.curvature import accumulation_dtype, hvp, inner_product
+from seht_jax.curvature import (
+    Curvature,
+    accumulation_dtype,
+    check_outputs,
+    gauss_newton_product,
+    hvp,
+    inner_product,
+)
 from seht_jax.penalty import (
     check_count,
+    check_curvature,
     check_key,
     check_loss_fn,
     check_switch,
@@ -57,6 +65,7 @@ def hutchinson_trace(
     *,
     num_probes: int = 32,
     has_aux: bool = False,
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
 ) -> Callable[..., TraceEstimate]:
     r"""Estimate tr(H) with Rademacher probes.
@@ -69,6 +78,7 @@ def hutchinson_trace(
         key: A PRNG key.
         num_probes: The number of probes; each costs one Hessian-vector product.
         has_aux: Whether the loss returns an aux; it is dropped.
+        curvature: The matrix H: that of the loss, or of Gauss and Newton (see `regularize`).
         layers: From the path of a leaf to its layer (see `regularize`). Leaves for which it
             returns `None` are left out of the trace.
 
@@ -93,7 +103,13 @@ def hutchinson_trace(
         Eqs. (10) and (11) of Liu, Yu and Lin (2022); Hutchinson (1990).
     """
     return masked_trace(
-        loss_fn, key, (1.0, 0.5), num_probes=num_probes, has_aux=has_aux, layers=layers
+        loss_fn,
+        key,
+        (1.0, 0.5),
+        num_probes=num_probes,
+        has_aux=has_aux,
+        curvature=curvature,
+        layers=layers,
     )
 
 
@@ -104,6 +120,7 @@ def masked_trace(
     *,
     num_probes: int = 32,
     has_aux: bool = False,
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,
 ) -> Callable[..., TraceEstimate]:
@@ -126,6 +143,7 @@ def masked_trace(
         p: See `regularize`.
         num_probes: See `hutchinson_trace`.
         has_aux: See `hutchinson_trace`.
+        curvature: See `hutchinson_trace`.
         layers: See `hutchinson_trace`.
         rescale: Whether to divide by :math:`p_{layers}\, q`, which makes it unbiased.
 
@@ -147,6 +165,7 @@ def masked_trace(
     """
     check_loss_fn("loss_fn", loss_fn)
     check_key(key)
+    check_curvature(curvature)
     check_count("num_probes", num_probes)
     check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
@@ -156,6 +175,7 @@ def masked_trace(
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> TraceEstimate:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
+        product_with = _product_with(curvature, loss, operands, table)
         leaves = loss.params_of(operands)
         dtype = accumulation_dtype(loss.dtype)
 
@@ -163,7 +183,7 @@ def masked_trace(
             key_layers, key_probe = jax.random.split(key)
             drawn = None if p_layers == 1 else draw_layers(key_layers, len(table.names), p_layers)
             probe = sample_probe(key_probe, leaves, table, p_entries, drawn)
-            product = _hessian_vector_product(loss, operands, probe)
+            product = product_with(loss, operands, probe)
             return scale * inner_product(list(probe.values()), list(product.values()), dtype)
 
         return _summary(_map_probes(sample, shared_key(loss, operands, key), num_probes))
@@ -177,6 +197,7 @@ def layer_traces(
     *,
     num_probes: int = 32,
     has_aux: bool = False,
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
 ) -> Callable[..., dict[str, TraceEstimate]]:
     r"""Estimate the trace of each layer's own block of the Hessian.
@@ -194,6 +215,7 @@ def layer_traces(
         key: A PRNG key.
         num_probes: See `hutchinson_trace`.
         has_aux: See `hutchinson_trace`.
+        curvature: See `hutchinson_trace`.
         layers: See `hutchinson_trace`.
 
     Returns:
@@ -215,17 +237,19 @@ def layer_traces(
     """
     check_loss_fn("loss_fn", loss_fn)
     check_key(key)
+    check_curvature(curvature)
     check_count("num_probes", num_probes)
 
     @functools.wraps(loss_fn, updated=())
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
+        product_with = _product_with(curvature, loss, operands, table)
         dtype = accumulation_dtype(loss.dtype)
 
         def sample(key: PRNGKeyArray) -> Float[Array, " layers"]:
             probe = sample_probe(key, loss.params_of(operands), table, 0.5, None)
-            product = _hessian_vector_product(loss, operands, probe)
+            product = product_with(loss, operands, probe)
             return _sum_by_layer(table, probe, product, dtype)
 
         samples = _map_probes(sample, shared_key(loss, operands, key), num_probes)
@@ -239,6 +263,7 @@ def exact_trace(
     *,
     chunk_size: int = 32,
     has_aux: bool = False,
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
 ) -> Callable[..., Float[Array, ""]]:
     r"""Compute tr(H) exactly, by one Hessian-vector product for each parameter.
@@ -252,6 +277,7 @@ def exact_trace(
         loss_fn: See `hutchinson_trace`.
         chunk_size: How many products are computed at a time (`jax.vmap`); memory grows with it.
         has_aux: See `hutchinson_trace`.
+        curvature: See `hutchinson_trace`.
         layers: See `hutchinson_trace`.
 
     Returns:
@@ -273,11 +299,14 @@ def exact_trace(
         18.0
     """
     check_loss_fn("loss_fn", loss_fn)
+    check_curvature(curvature)
     check_count("chunk_size", chunk_size)
 
     @functools.wraps(loss_fn, updated=())
     def trace(params: PyTree, /, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
+        table = layer_table(params, layers)
+        product_with = _product_with(curvature, loss, operands, table)
         leaves = loss.params_of(operands)
         dtype = accumulation_dtype(loss.dtype)
 
@@ -285,11 +314,11 @@ def exact_trace(
             shape, leaf_dtype = leaves[leaf].shape, leaves[leaf].dtype
             basis = jnp.zeros(leaves[leaf].size, leaf_dtype).at[entry].set(1).reshape(shape)
             basis = as_varying(basis, varying_axes(leaves[leaf]))
-            product = _hessian_vector_product(loss, operands, {leaf: basis})[leaf]
+            product = product_with(loss, operands, {leaf: basis})[leaf]
             return product.reshape(-1)[entry].astype(dtype)
 
         total = jnp.zeros((), dtype)
-        for leaf in layer_table(params, layers).probed:
+        for leaf in table.probed:
             if not leaves[leaf].size:
                 continue
             entries = jnp.arange(leaves[leaf].size)
@@ -335,6 +364,16 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
     return jnp.mean(1 - jnp.sum(probabilities**2, axis=-1))
 
 
+def _product_with(
+    curvature: Curvature, loss: ClosedLoss, operands: Sequence[Array], table: LayerTable
+) -> Callable[[ClosedLoss, Sequence[Array], Mapping[int, Array]], dict[int, Array]]:
+    """Return the product of a matrix with a direction of some leaves, on these leaves."""
+    if curvature == "hessian":
+        return _hessian_vector_product
+    check_outputs(loss, operands, table.probed)
+    return _gauss_newton_vector_product
+
+
 def _hessian_vector_product(
     loss: ClosedLoss, operands: Sequence[Array], probe: Mapping[int, Array]
 ) -> dict[int, Array]:
@@ -352,6 +391,15 @@ def _hessian_vector_product(
         lambda probe, probed, operands: hvp(loss_of, probe)(probed, operands)
     )
     return product(dict(probe), probed, list(operands))
+
+
+def _gauss_newton_vector_product(
+    loss: ClosedLoss, operands: Sequence[Array], probe: Mapping[int, Array]
+) -> dict[int, Array]:
+    first_param = len(operands) - loss.num_params
+    product = canonical_on_cpu(functools.partial(gauss_newton_product, loss))
+    moved = product(list(operands), {first_param + i: leaf for i, leaf in probe.items()})
+    return {i: moved[first_param + i] for i in probe}
 
 
 def _map_probes(

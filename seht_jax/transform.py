@@ -1,7 +1,7 @@
 """The penalty as an optax gradient transformation."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import close_loss
-from seht_jax.curvature import accumulation_dtype
+from seht_jax.curvature import Curvature, accumulation_dtype
 from seht_jax.penalty import (
     NUM_BRANCHES,
     PROBE_BATCH,
@@ -52,7 +52,7 @@ def add_hessian_trace(
     num_probes: int = 1,
     probe_batch: int = PROBE_BATCH,
     num_branches: int = NUM_BRANCHES,
-    curvature: Literal["hessian"] = "hessian",
+    curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

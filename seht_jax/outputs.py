@@ -1,0 +1,149 @@
+"""The mark between a network and its loss, which the Gauss-Newton form of the penalty needs."""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+from jax.extend.core import primitives
+from jaxtyping import PyTree
+
+Outputs = TypeVar("Outputs", bound=PyTree)
+
+_NAME = "seht:outputs"
+_ADVICE = (
+    "mark the outputs of the network once in the loss, where all of the network is before the mark "
+    "and nothing but the loss behind it: logits = seht.outputs(network(params, inputs))"
+)
+
+
+def outputs(network_outputs: Outputs) -> Outputs:
+    r"""Mark where the network ends and the loss begins, for `curvature="gauss_newton"`.
+
+    It returns its argument, everywhere and under every transformation. The Gauss-Newton matrix of
+    a loss :math:`L(\theta) = \ell(z(\theta))` is
+
+    .. math:: G = J^T \, \nabla^2_z \ell \, J, \qquad J = \partial z / \partial \theta,
+
+    the Hessian without the curvature of the network z itself. Where z ends is for the user to say:
+    G differs from choice to choice. For a loss that is convex in z, G has no negative eigenvalue.
+
+    What reaches the loss beside the marked outputs (weight decay inside of the loss, say) counts as
+    a constant in G. Several arrays may be marked, together or one by one, if none depends on
+    another; they are then outputs together.
+
+    Args:
+        network_outputs: An array, or a pytree of arrays, that the loss is computed from: logits
+            rather than probabilities, so that the loss is convex in them.
+
+    Returns:
+        The same.
+
+    Raises:
+        TypeError: If it holds no floating-point array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import seht_jax as seht
+        >>> def loss_fn(params):
+        ...     prediction = seht.outputs(jnp.sin(params))
+        ...     return 0.5 * (prediction - 1.0) ** 2
+        >>> penalised = seht.regularize(
+        ...     loss_fn, jax.random.key(0), None, 1.0, curvature="gauss_newton", with_estimate=True
+        ... )
+        >>> _, estimate = penalised(jnp.array(0.0))
+        >>> float(estimate.mean)  # cos(0)^2; the Hessian has 1 - sin(0) * (sin(0) - 1) as well
+        1.0
+
+    References:
+        Schraudolph, *Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent*
+        (2002). Martens, *New Insights and Perspectives on the Natural Gradient Method* (2020).
+    """
+    leaves = jax.tree.leaves(network_outputs)
+    if not any(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+        message = f"outputs needs a floating-point array to mark, got {network_outputs!r}"
+        raise TypeError(message)
+    return checkpoint_name(network_outputs, _NAME)
+
+
+def is_mark(equation: core.JaxprEqn) -> bool:
+    """Return whether an equation is a mark.
+
+    Args:
+        equation: The equation.
+
+    Returns:
+        Whether `outputs` wrote it.
+    """
+    return equation.primitive is primitives.name_p and equation.params["name"] == _NAME
+
+
+def check_marked(jaxpr: core.Jaxpr) -> None:
+    """Check that a loss has a mark, where it is seen.
+
+    Args:
+        jaxpr: The loss.
+
+    Raises:
+        ValueError: If there is none, or it stands inside of a function with a derivative rule.
+    """
+    if _has_mark(jaxpr, hidden=True):
+        message = (
+            "seht.outputs was called inside of a jax.custom_jvp or jax.custom_vjp function, whose "
+            f"body has no part in derivatives; {_ADVICE}"
+        )
+        raise ValueError(message)
+    if not _has_mark(jaxpr, hidden=False):
+        message = f"curvature='gauss_newton' needs to know where the network ends; {_ADVICE}"
+        raise ValueError(message)
+
+
+def check_first_mark(approached: bool) -> None:
+    """Check that what is marked was not computed from what is marked already.
+
+    Args:
+        approached: Whether it may also depend on params in another way, which would be lost.
+
+    Raises:
+        ValueError: If so.
+    """
+    if approached:
+        message = (
+            "seht.outputs was called on an array that depends on an array which it was called on "
+            f"before (in a loop, in an earlier round); {_ADVICE}"
+        )
+        raise ValueError(message)
+
+
+def unreached_message() -> str:
+    """Explain that a mark has no part in the penalty.
+
+    Returns:
+        A message.
+    """
+    return (
+        "the arrays that seht.outputs marks do not depend on the probed params, or the loss does "
+        f"not depend on them; {_ADVICE}"
+    )
+
+
+def _has_mark(jaxpr: core.Jaxpr, *, hidden: bool) -> bool:
+    """Return whether there is a mark inside, or outside, of functions with a rule of their own."""
+    for equation in jaxpr.eqns:
+        inner = list(core.jaxprs_in_params(equation.params))
+        if equation.primitive in _WITH_RULES:
+            if hidden and any(map(_has_any_mark, inner)):
+                return True
+        elif (not hidden and is_mark(equation)) or any(
+            _has_mark(body, hidden=hidden) for body in inner
+        ):
+            return True
+    return False
+
+
+def _has_any_mark(jaxpr: core.Jaxpr) -> bool:
+    return any(map(is_mark, jaxpr.eqns)) or any(map(_has_any_mark, core.subjaxprs(jaxpr)))
+
+
+_WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)

@@ -1,0 +1,391 @@
+"""The Gauss-Newton form equals J^T H J of the marked outputs, for every form and estimator."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import oracle
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import seht_jax as seht
+from seht_jax import products
+
+LAM = 0.3
+MODES = {
+    "dense": {"p": None},
+    "three_probes": {"p": None, "num_probes": 3, "probe_batch": 2},
+    "sparse": {"p": (0.5, 0.3)},
+    "sparse_probes": {"p": (0.6, 0.5), "num_probes": 2},
+}
+
+
+def marked(case_name):
+    """Split a network of `networks` into one that ends in outputs, and a loss of these."""
+    key = jax.random.key(7)
+    images = jax.random.normal(key, (6, 4))
+    labels = jax.random.randint(key, (6,), 0, 3)
+    if case_name == "language_model":
+        case = networks.CASES["lstm"]()
+        images, labels = case.batch["image"], case.batch["label"]
+
+        def network(params, images):
+            def cell(carry, x):
+                h, c = carry
+                joint = jnp.concatenate([x, h], axis=-1)
+                gates = joint @ params["cell"]["kernel"] + params["cell"]["bias"]
+                i, f, g, o = jnp.split(gates, 4, axis=-1)
+                c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+                h = jax.nn.sigmoid(o) * jnp.tanh(c)
+                return (h, c), h
+
+            zeros = jnp.zeros((images.shape[1], params["decoder"]["kernel"].shape[0]))
+            _, hidden = jax.lax.scan(cell, (zeros, zeros), images)
+            return hidden @ params["decoder"]["kernel"] + params["decoder"]["bias"]
+
+        return network, networks.cross_entropy, case.params, images, labels
+    activation = jax.nn.relu if case_name == "relu" else jnp.tanh
+    params = networks.mlp(activation).params
+
+    def network(params, images):
+        hidden = activation(images @ params["first"]["kernel"] + params["first"]["bias"])
+        return hidden @ params["second"]["kernel"] + params["second"]["bias"]
+
+    def squared_error(outputs, labels):
+        return 0.5 * jnp.mean(jnp.sum((outputs - jax.nn.one_hot(labels, 3)) ** 2, axis=-1))
+
+    loss = squared_error if case_name == "squared_error" else networks.cross_entropy
+    return network, loss, params, images, labels
+
+
+CASES = ("cross_entropy", "squared_error", "language_model", "relu")
+
+
+def loss_and_matrix(case_name):
+    """Return the loss with its mark, its params, and a function from params to dense G."""
+    network, loss, params, images, labels = marked(case_name)
+
+    def loss_fn(params):
+        return loss(seht.outputs(network(params, images)), labels)
+
+    def matrix(params):
+        flat, unravel = ravel_pytree(params)
+        outputs = network(params, images)
+
+        def flat_outputs(flat):
+            return network(unravel(flat), images).ravel()
+
+        jacobian = jax.jacobian(flat_outputs)(flat)
+        curvature = jax.hessian(lambda z: loss(z.reshape(outputs.shape), labels))(outputs.ravel())
+        return jacobian.T @ curvature @ jacobian
+
+    return loss_fn, params, matrix
+
+
+def penalised_by(matrix, loss_fn, key, p, num_probes=1, **_):
+    def penalised(params):
+        forms = [
+            ravel_pytree(probe)[0] @ matrix(params) @ ravel_pytree(probe)[0]
+            for probe in oracle.probes(key, params, p, num_probes=num_probes)
+        ]
+        return loss_fn(params) + LAM * sum(forms) / len(forms)
+
+    return penalised
+
+
+@pytest.fixture(params=[None, 0], ids=["small_products", "large_products"])
+def intensity(request, monkeypatch):
+    """Small products are made by the formula; large ones have branches for undrawn layers."""
+    if request.param is not None:
+        monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", request.param)
+
+
+@pytest.mark.usefixtures("intensity")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case_name", CASES)
+def test_the_penalised_loss_and_its_gradient_are_those_of_the_dense_matrix(case_name, mode):
+    loss_fn, params, matrix = loss_and_matrix(case_name)
+
+    @jax.jit
+    def both(key):
+        actual = seht.regularize(loss_fn, key, lam=LAM, curvature="gauss_newton", **MODES[mode])
+        expected = penalised_by(matrix, loss_fn, key, **MODES[mode])
+        return jax.value_and_grad(actual)(params), jax.value_and_grad(expected)(params)
+
+    for seed in range(4 if "sparse" in mode else 1):
+        oracle.assert_close(*both(jax.random.key(seed)))
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_the_estimators_are_those_of_the_dense_matrix(case_name):
+    loss_fn, params, matrix = loss_and_matrix(case_name)
+    dense = matrix(params)
+    options = {"curvature": "gauss_newton"}
+    trace = seht.exact_trace(loss_fn, chunk_size=7, **options)(params)
+    oracle.assert_close(trace, jnp.trace(dense))
+    key = jax.random.key(1)
+    estimate = jax.jit(seht.hutchinson_trace(loss_fn, key, num_probes=500, **options))(params)
+    assert abs(estimate.mean - trace) < 4 * estimate.standard_error
+    assert jnp.all(estimate.samples >= 0)
+    sparse = seht.masked_trace(loss_fn, key, (0.5, 0.5), num_probes=500, rescale=True, **options)
+    estimate = jax.jit(sparse)(params)
+    assert abs(estimate.mean - trace) < 4 * estimate.standard_error
+    by_layer = jax.jit(seht.layer_traces(loss_fn, key, num_probes=500, **options))(params)
+    sizes = {name: ravel_pytree(layer)[0].size for name, layer in params.items()}
+    end = 0
+    for name, size in sizes.items():
+        block = jnp.trace(dense[end : end + size, end : end + size])
+        assert abs(by_layer[name].mean - block) < 4 * by_layer[name].standard_error
+        end += size
+
+
+def test_for_a_piecewise_linear_network_trace_and_layers_are_the_hessians_but_not_the_form():
+    loss_fn, params, matrix = loss_and_matrix("relu")
+    hessian, gauss_newton = oracle.dense_hessian(loss_fn, params), matrix(params)
+    chex.assert_trees_all_close(jnp.diag(hessian), jnp.diag(gauss_newton), atol=1e-12)
+    end = 0
+    for layer in params.values():
+        block = slice(end, end + ravel_pytree(layer)[0].size)
+        # A layer's kernel and bias enter its outputs linearly.
+        chex.assert_trees_all_close(hessian[block, block], gauss_newton[block, block], atol=1e-12)
+        end = block.stop
+    probe = jax.random.rademacher(jax.random.key(0), hessian.shape[:1], float)
+    assert abs(probe @ (hessian - gauss_newton) @ probe) > 0.1
+
+
+def test_the_trace_is_that_of_the_fisher_matrix_with_labels_of_the_network():
+    network, _, params, images, _ = marked("cross_entropy")
+    loss_fn, _, _ = loss_and_matrix("cross_entropy")
+
+    def log_likelihood(params, image, label):
+        return jax.nn.log_softmax(network(params, image[None])[0])[label]
+
+    def squared_norm(image, label):
+        gradient = jax.grad(log_likelihood)(params, image, label)
+        return jnp.sum(ravel_pytree(gradient)[0] ** 2)
+
+    probabilities = jax.nn.softmax(network(params, images))
+    norms = jax.vmap(lambda image: jax.vmap(lambda c: squared_norm(image, c))(jnp.arange(3)))(
+        images
+    )
+    fisher = jnp.mean(jnp.sum(probabilities * norms, axis=-1))
+    oracle.assert_close(seht.exact_trace(loss_fn, curvature="gauss_newton")(params), fisher)
+
+
+def estimate_of(loss_fn, params):
+    penalised = seht.regularize(
+        loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton", with_estimate=True
+    )
+    return penalised(params)[1].mean
+
+
+def test_what_bypasses_the_mark_is_a_constant():
+    loss_fn, params, _ = loss_and_matrix("cross_entropy")
+    network, loss, _, images, labels = marked("cross_entropy")
+
+    def with_decay(params):
+        return loss_fn(params) + 3 * jnp.sum(ravel_pytree(params)[0] ** 2)
+
+    oracle.assert_close(estimate_of(with_decay, params), estimate_of(loss_fn, params))
+
+    # A temperature after the mark scales the curvature, and has no part in it.
+    def with_temperature(params):
+        logits = seht.outputs(network(params, images))
+        return loss(logits * params["second"]["bias"][0], labels)
+
+    def with_constant_temperature(params):
+        logits = seht.outputs(network(params, images))
+        return loss(logits * jax.lax.stop_gradient(params["second"]["bias"][0]), labels)
+
+    oracle.assert_close(
+        estimate_of(with_temperature, params), estimate_of(with_constant_temperature, params)
+    )
+
+
+def through_jit(network, loss, params, images, labels):
+    outputs = jax.jit(lambda params: seht.outputs(network(params, images)))(params)
+    return loss(outputs, labels)
+
+
+def through_checkpoint(network, loss, params, images, labels):
+    outputs = jax.checkpoint(lambda params: seht.outputs(network(params, images)))(params)
+    return loss(outputs, labels)
+
+
+def through_scan(network, loss, params, images, labels):
+    def step(total, example):
+        image, label = example
+        return total + loss(seht.outputs(network(params, image[None])), label[None]), None
+
+    total, _ = jax.lax.scan(step, jnp.zeros(()), (images, labels))
+    return total / len(images)
+
+
+def through_vmap(network, loss, params, images, labels):
+    def example_loss(image, label):
+        return loss(seht.outputs(network(params, image[None])), label[None])
+
+    return jnp.mean(jax.vmap(example_loss)(images, labels))
+
+
+def through_cond(network, loss, params, images, labels):
+    return jax.lax.cond(
+        jnp.sum(images) < 1e9,
+        lambda params: loss(seht.outputs(network(params, images)), labels),
+        lambda params: loss(network(params, images), labels),
+        params,
+    )
+
+
+def in_two_parts(network, loss, params, images, labels):
+    first, second = (seht.outputs(network(params, part)) for part in (images[:2], images[2:]))
+    return loss(jnp.concatenate([first, second]), labels)
+
+
+TRANSFORMS = (
+    through_jit,
+    through_checkpoint,
+    through_scan,
+    through_vmap,
+    through_cond,
+    in_two_parts,
+)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_mark_survives(transform):
+    network, loss, params, images, labels = marked("cross_entropy")
+    loss_fn, _, _ = loss_and_matrix("cross_entropy")
+
+    def results(loss_fn):
+        penalised = seht.regularize(
+            loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton", with_estimate=True
+        )
+        return jax.jit(jax.value_and_grad(penalised, has_aux=True))(params)
+
+    def transformed(params):
+        return transform(network, loss, params, images, labels)
+
+    chex.assert_trees_all_close(results(transformed), results(loss_fn), rtol=1e-10)
+
+
+class MarkedDense(nn.Module):
+    @nn.compact
+    def __call__(self, carry, _=None):
+        return carry, seht.outputs(nn.Dense(3, param_dtype=float)(carry))
+
+
+LIFTED = {
+    "jit": nn.jit(MarkedDense),
+    "remat": nn.remat(MarkedDense),
+    "scan": nn.scan(
+        MarkedDense, variable_axes={"params": 0}, split_rngs={"params": True}, length=1
+    ),
+    "vmap": nn.vmap(MarkedDense, variable_axes={"params": None}, split_rngs={"params": False}),
+}
+
+
+@pytest.mark.parametrize("lift", LIFTED)
+def test_the_mark_survives_lifted_transformations_of_flax(lift):
+    images = jax.random.normal(jax.random.key(1), (4, 3))
+    labels = jnp.arange(4) % 3
+    model = LIFTED[lift]()
+    variables = model.init(jax.random.key(0), images)
+
+    def loss_of(apply):
+        return lambda variables: networks.cross_entropy(apply(variables), labels)
+
+    def by_hand(variables):
+        layer = jax.tree.map(
+            lambda x: x.reshape(x.shape[-2:]), next(iter(variables["params"].values()))
+        )
+        return seht.outputs(images @ layer["kernel"] + layer["bias"])
+
+    lifted = loss_of(lambda variables: model.apply(variables, images)[1].reshape(-1, 3))
+    oracle.assert_close(
+        seht.exact_trace(lifted, curvature="gauss_newton")(variables),
+        seht.exact_trace(loss_of(by_hand), curvature="gauss_newton")(variables),
+    )
+
+
+@jax.custom_jvp
+def identity(x):
+    return seht.outputs(x)
+
+
+identity.defjvp(lambda primals, tangents: (primals[0], tangents[0]))
+
+
+@jax.custom_vjp
+def reversal(x):
+    return x
+
+
+reversal.defvjp(lambda x: (x, None), lambda _, cotangent: (-cotangent,))
+
+
+def marked_rounds(w):
+    return jax.lax.fori_loop(0, 3, lambda _, x: seht.outputs(w * x), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "message"),
+    [
+        (lambda w: jnp.sum(w**2), ValueError, "needs to know where the network ends"),
+        (lambda w: jnp.sum(identity(w) ** 2), ValueError, "called inside of a jax.custom_jvp"),
+        (lambda w: jnp.sum(seht.outputs(reversal(w)) ** 2), TypeError, "a jax.custom_vjp"),
+        (lambda w: jnp.sum(w * seht.outputs(jnp.ones(3))), ValueError, "do not depend on"),
+        (lambda w: jnp.sum(w) + jnp.sum(0 * jnp.sign(seht.outputs(w))), ValueError, "not depend"),
+        (lambda w: jnp.sum(seht.outputs(w * seht.outputs(w)) ** 2), ValueError, "before"),
+        (lambda w: jnp.sum(marked_rounds(w) ** 2), ValueError, "in an earlier round"),
+    ],
+    ids=["missing", "in_a_rule", "custom_vjp", "of_a_constant", "unused", "twice", "in_rounds"],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda loss_fn, w: seht.regularize(
+            loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton"
+        )(w),
+        lambda loss_fn, w: seht.hutchinson_trace(
+            loss_fn, jax.random.key(0), curvature="gauss_newton"
+        )(w),
+    ],
+    ids=["regularize", "hutchinson_trace"],
+)
+def test_a_mark_that_can_not_work_is_an_error(loss_fn, error, message, call):
+    with pytest.raises(error, match=message):
+        call(loss_fn, jnp.ones(3))
+
+
+def test_the_mark_changes_nothing_for_the_hessian():
+    loss_fn, params, _ = loss_and_matrix("cross_entropy")
+    network, loss, _, images, labels = marked("cross_entropy")
+
+    def without_mark(params):
+        return loss(network(params, images), labels)
+
+    def results(loss_fn):
+        return jax.value_and_grad(seht.regularize(loss_fn, jax.random.key(0), None, LAM))(params)
+
+    chex.assert_trees_all_equal(results(loss_fn), results(without_mark))
+
+
+def test_outputs_needs_an_array():
+    with pytest.raises(TypeError, match="needs a floating-point array"):
+        seht.outputs({"tokens": np.arange(3)})
+
+
+def test_the_optax_form_takes_it():
+    loss_fn, params, matrix = loss_and_matrix("cross_entropy")
+    key = jax.random.key(3)
+    tx = seht.add_hessian_trace(None, LAM, key, curvature="gauss_newton")
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params, value_fn=loss_fn)
+    _, step_key = jax.random.split(key)
+    penalised = penalised_by(matrix, functools.partial(lambda _: 0.0), step_key, None)
+    oracle.assert_close(updates, jax.grad(penalised)(params))
