@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import seht_jax as seht
 from experiments.models.mlp import MLP
 from experiments.models.resnet import ResNet
 from experiments.models.rnn_lm import LanguageModel
@@ -203,6 +204,8 @@ def _init(network: nn.Module, inputs: jax.Array) -> Any:
 
 
 def _cross_entropy(logits: Any, labels: jax.Array) -> jax.Array:
+    # The mark, without which there is no Gauss-Newton form, is not in the compiled program.
+    logits = seht.outputs(logits)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 

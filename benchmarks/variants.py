@@ -29,6 +29,7 @@ from benchmarks.measure import (
 )
 from benchmarks.models import BenchmarkModel
 from seht_jax.closed_loss import close_loss
+from seht_jax.curvature import Curvature
 from seht_jax.penalty import make_penalty, network_suffixes
 from seht_jax.probes import draw_layers, layer_table
 
@@ -43,6 +44,7 @@ SHARPNESS_RADIUS = 0.05  # SAM's rho, which does not change the cost
 NOTHING_DRAWN = "nothing drawn"
 KEYS_OF_BRANCH = 4
 KEYS_OF_UNKNOWN_BRANCHES = 24  # enough draws that their mean is that of SEHT-D within some percent
+_FORMS = {"hessian": "", "gauss_newton": "Gauss-Newton "}
 _SEEDS_AT_A_TIME = 4096
 _MAX_SEEDS = 100 * _SEEDS_AT_A_TIME
 
@@ -69,12 +71,16 @@ def step_time_rows(
     def row(name: str, step: Step) -> Row:
         return Row(name, functools.partial(compile_step, step, model, ONE_KEY))
 
-    def sparse(p: float, probes: int) -> Row:
+    def sparse(p: float, probes: int, curvature: Curvature = "hessian") -> Row:
         def prepare() -> Program:
             draws = strata(model.params, p, branch_layers(model, p))
-            return compile_step(penalised_step(model, p, probes), model, draws)
+            return compile_step(penalised_step(model, p, probes, curvature), model, draws)
 
-        return Row(sparse_name(p, probes), prepare)
+        return Row(sparse_name(p, probes, curvature), prepare)
+
+    def gauss_newton(probes: int) -> Row:
+        step = penalised_step(model, None, probes, "gauss_newton")
+        return row(dense_name(probes, "gauss_newton"), step)
 
     return [
         row(PLAIN, plain_step(model)),
@@ -82,6 +88,8 @@ def step_time_rows(
         *(row(dense_name(n), penalised_step(model, None, n)) for n in num_probes),
         *(sparse(p, n) for p in DRAW_PROBABILITIES for n in sparse_num_probes),
         *(lazy_row(sparse_name(p, sparse_num_probes[0])) for p in DRAW_PROBABILITIES),
+        *map(gauss_newton, num_probes),
+        *(sparse(p, sparse_num_probes[0], "gauss_newton") for p in DRAW_PROBABILITIES),
         row("SAM (optax.contrib)", sharpness_aware_step(model)),
         row("reverse over the HVP, 1 probe", reverse_over_hvp_step(model)),
         row("matfree, 1 probe", matfree_step(model)),
@@ -109,23 +117,25 @@ def branch_layers(model: BenchmarkModel, p: float) -> LayerGroups:
     ]
 
 
-def dense_name(num_probes: int) -> str:
+def dense_name(num_probes: int, curvature: Curvature = "hessian") -> str:
     """Name a row of SEHT-H.
 
     Args:
         num_probes: The number of probes.
+        curvature: The matrix.
     """
-    return f"SEHT-H, {_probes(num_probes)}"
+    return f"{_FORMS[curvature]}SEHT-H, {_probes(num_probes)}"
 
 
-def sparse_name(p: float, num_probes: int) -> str:
+def sparse_name(p: float, num_probes: int, curvature: Curvature = "hessian") -> str:
     """Name a row of SEHT-D.
 
     Args:
         p: The probability of layers and entries.
         num_probes: The number of probes.
+        curvature: The matrix.
     """
-    return f"SEHT-D, p = {p}, {_probes(num_probes)}"
+    return f"{_FORMS[curvature]}SEHT-D, p = {p}, {_probes(num_probes)}"
 
 
 def lazy_row(name: str) -> ComputedRow:
@@ -161,18 +171,27 @@ def plain_step(model: BenchmarkModel) -> Step:
     return step
 
 
-def penalised_step(model: BenchmarkModel, p: float | None, num_probes: int) -> Step:
+def penalised_step(
+    model: BenchmarkModel, p: float | None, num_probes: int, curvature: Curvature = "hessian"
+) -> Step:
     """Return the step of the penalised loss.
 
     Args:
         model: What it is a step of.
         p: `None` for SEHT-H, a number for SEHT-D.
         num_probes: The number of probes.
+        curvature: The matrix.
     """
 
     def step(key: jax.Array, params: Any, *batch: jax.Array) -> Any:
         penalised = seht.regularize(
-            model.loss_fn, key, p, STRENGTH, num_probes=num_probes, has_aux=True
+            model.loss_fn,
+            key,
+            p,
+            STRENGTH,
+            num_probes=num_probes,
+            has_aux=True,
+            curvature=curvature,
         )
         return jax.value_and_grad(penalised, has_aux=True)(params, *batch)
 

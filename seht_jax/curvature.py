@@ -106,7 +106,7 @@ def objective_terms(
         curvature: The matrix H: that of the loss, or of Gauss and Newton (`outputs`), for which the
             loss must be one that `check_marked` accepts and that propagates.
         objective: From loss and estimate to the scalar whose gradients are wanted; linear in the
-            estimate.
+            estimate, if there are more probes than are propagated at once.
         conditions: By the positions of probed operands, flags without which their directions are
             zeros.
         probe_batch: How many probes are propagated at once, at most; memory grows with it.

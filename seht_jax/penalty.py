@@ -324,7 +324,8 @@ def penalty_terms(
         operands: The operands of the loss.
         chosen: The positions of the operands whose gradients are wanted.
         suffix: The layers among which are all that were drawn; `None` for all layers.
-        objective: From loss and estimate to a scalar; linear in the estimate.
+        objective: From loss and estimate to a scalar; linear in the estimate, if there are more
+            probes than are propagated at once.
 
     Returns:
         The terms.
@@ -461,6 +462,25 @@ def check_count(name: str, count: Any) -> int:
         message = f"{name} must be at least 1, got {count}"
         raise ValueError(message)
     return operator.index(count)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check that an argument is a finite Python number above 0.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+
+    Raises:
+        TypeError: If it is not a real Python number.
+        ValueError: If it is not finite, or not above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        message = f"{name} must be a Python number, got {value!r} of type {type(value).__name__}"
+        raise TypeError(message)
+    if not 0 < float(value) < math.inf:
+        message = f"{name} must be finite and above 0, got {value!r}"
+        raise ValueError(message)
 
 
 def as_scalar(name: str, value: Any) -> Float[Array, ""]:

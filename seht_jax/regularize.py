@@ -23,6 +23,7 @@ from seht_jax.penalty import (
     as_scalar,
     check_key,
     check_loss_fn,
+    check_positive,
     check_switch,
     draw,
     layers_drawn,
@@ -66,6 +67,7 @@ def regularize(
     curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
     rescale: bool = False,
+    bound: float | None = None,
     active: bool | Bool[Array, ""] = True,
     with_estimate: bool = False,
 ) -> Callable[..., Any]:
@@ -119,6 +121,11 @@ def regularize(
             axis counts them.
         rescale: Whether to divide the estimate by p_layers * 2 * p_entries, which makes it
             unbiased for tr(H), so that lambda means the same for every p. The paper does not.
+        bound: A bound b > 0 on what the estimate t adds to the loss, which becomes
+            lambda * t / sqrt(1 + (t / b)^2), with 1 / (1 + (t / b)^2)^1.5 times the gradient: next
+            to nothing is changed where t is much smaller than b, and where it is much larger, the
+            penalty lets go. So the curvature can not be driven to any depth. As the bound is on
+            the mean over the probes, all of them must be propagated at once.
         active: A flag, possibly traced; `False` skips the penalty at the price of a plain step
             (`active=step % 4 == 0` is lazy regularisation).
         with_estimate: Whether to return a `PenaltyEstimate` beside the aux.
@@ -130,8 +137,8 @@ def regularize(
 
     Raises:
         TypeError: If an argument has the wrong type, here or, for params and loss, in the call.
-        ValueError: If an argument is out of its range; in the call, if the loss is not a scalar
-            or no layer is left to probe.
+        ValueError: If an argument is out of its range; in the call, if the loss is not a scalar,
+            no layer is left to probe, or the outputs are not marked where they must be.
 
     Note:
         A call on which no layer is drawn costs a plain step: value and gradient are computed
@@ -181,6 +188,14 @@ def regularize(
         probe_batch=probe_batch,
         num_branches=num_branches,
     )
+    if bound is not None:
+        check_positive("bound", bound)
+        if num_probes > probe_batch:
+            message = (
+                f"bound needs all probes at once: raise probe_batch, which is {probe_batch}, to "
+                f"num_probes, which is {num_probes}"
+            )
+            raise ValueError(message)
     may_vanish = not (isinstance(lam, numbers.Real) and lam != 0)
     lam = as_scalar("lam", lam)
     active = as_flag("active", active)
@@ -193,7 +208,7 @@ def regularize(
         table = layer_table(params, penalty.layers)
         choices = draw(penalty, table, loss, operands, key, active)
         value, estimate, arrays = _penalised_loss(
-            penalty, table, loss, choices, lam, operands, may_vanish=may_vanish
+            penalty, table, loss, choices, lam, operands, bound=bound, may_vanish=may_vanish
         )
         aux = loss.restore_aux(_with_tangents(loss, operands, arrays))
         log = PenaltyEstimate(jax.lax.stop_gradient(estimate), layers_drawn(table, choices))
@@ -213,6 +228,7 @@ def _penalised_loss(
     lam: Float[Array, ""],
     operands: Sequence[Array],
     *,
+    bound: float | None,
     may_vanish: bool,
 ) -> tuple[Float[Array, ""], Float[Array, ""], list[Array]]:
     """Return the penalised loss, the estimate, and the arrays of the aux.
@@ -228,7 +244,7 @@ def _penalised_loss(
             suffix: Collection[int], choices: Draw, lam: Array, operands: Sequence[Array]
         ) -> tuple[Array, Array, list[Array], list[Array]]:
             def objective(value: Array, estimate: Array) -> Array:
-                return add_scaled(value, lam, estimate)
+                return add_scaled(value, lam, _saturated(estimate, bound))
 
             terms = penalty_terms(
                 penalty,
@@ -295,7 +311,7 @@ def _penalised_loss(
             others = tuple(sorted(varying_axes(term) - varying_axes(value)))
             slope += jax.lax.psum(term, others) if others else term
         if not isinstance(lam_tangent, SymbolicZero):
-            slope += estimate * lam_tangent.astype(dtype)
+            slope += _saturated(estimate, bound) * lam_tangent.astype(dtype)
         slope = as_varying(slope, varying_axes(value)).astype(value.dtype)
         # The aux gets its derivative outside, and the estimate is for the log.
         return (value, estimate, aux), (slope, *jax.tree.map(_zero_tangent, (estimate, aux)))
@@ -303,6 +319,12 @@ def _penalised_loss(
     value_of.defjvp(derivative, symbolic_zeros=True)
     axes = varying_axes(loss.jaxpr.outvars[0].aval)
     return value_of(choices, as_varying(lam, axes), operands)
+
+
+def _saturated(estimate: Array, bound: float | None) -> Array:
+    if bound is None:
+        return estimate
+    return estimate * jax.lax.rsqrt(1 + jnp.square(estimate / bound))
 
 
 def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:

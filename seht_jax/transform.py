@@ -1,5 +1,7 @@
 """The penalty as an optax gradient transformation."""
 
+import math
+import numbers
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from seht_jax.penalty import (
     check_count,
     check_key,
     check_loss_fn,
+    check_positive,
     draw,
     make_penalty,
     penalty_terms,
@@ -49,6 +52,7 @@ def add_hessian_trace(
     key: PRNGKeyArray,
     every: int = 1,
     *,
+    relative: float | None = None,
     num_probes: int = 1,
     probe_batch: int = PROBE_BATCH,
     num_branches: int = NUM_BRANCHES,
@@ -67,12 +71,27 @@ def add_hessian_trace(
     `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with
     `value_fn(params)` the scalar loss on the batch.
 
+    With `relative`, the penalty's gradient is at most that share of the updates that come in:
+
+    .. math:: \lambda \leftarrow \min\Big(\lambda,
+        r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)
+
+    in the norm over all params. Then no curvature can run away with the training: for r < 1 the
+    loss still falls along the sum, to first order, where u is its gradient. It is no gradient of
+    any value, which is why `regularize` does not have it.
+
     Args:
         p: See `regularize`.
-        lam: The strength, a number, a scalar, or a schedule of the number of steps taken.
+        lam: The strength, a number, a scalar, or a schedule of the number of steps taken. With
+            `relative` it may be infinite, and then the share is always the full one.
         key: The PRNG key of the first step; it is kept in the state.
         every: Add the penalty on every so-many-th step, beginning with the first; its gradient is
             not multiplied to make up for the others.
+        relative: The bound r > 0 on the penalty's gradient as a share of the updates; `None` for
+            none. The norms are those of the arrays that `update` is given: global ones under
+            `jax.jit`, also where they are sharded; those of one device under `shard_map`; those of
+            one mini-step in front of `optax.MultiSteps`. A gradient of the penalty that is not
+            finite is left out.
         num_probes: See `regularize`.
         probe_batch: See `regularize`.
         num_branches: See `regularize`.
@@ -115,7 +134,10 @@ def add_hessian_trace(
     )
     check_key(key)
     check_count("every", every)
-    strength = lam if callable(lam) else as_scalar("lam", lam)
+    if relative is not None:
+        check_positive("relative", relative)
+    always_full = relative is not None and isinstance(lam, numbers.Real) and lam == math.inf
+    strength = lam if callable(lam) or always_full else as_scalar("lam", lam)
 
     def init(params: PyTree) -> AddHessianTraceState:
         layer_table(_complete(params), penalty.layers)
@@ -146,7 +168,8 @@ def add_hessian_trace(
         choices = draw(penalty, table, loss, operands, step_key, active)
         chosen = range(len(operands) - loss.num_params, len(operands))
         axes = varying_axes(loss.jaxpr.outvars[0].aval)
-        scale = as_scalar("lam", strength(state.count) if callable(strength) else strength)
+        scale = strength(state.count) if callable(strength) else strength
+        scale = jnp.asarray(math.inf) if always_full else as_scalar("lam", scale)
 
         def penalised(
             suffix: Collection[int], choices: Draw, operands: list[Array]
@@ -172,6 +195,8 @@ def add_hessian_trace(
         if choices.active is not None:
             estimate = jnp.where(choices.active, estimate, state.estimate.astype(estimate.dtype))
         gradients = jax.tree.unflatten(jax.tree.structure(params), gradients)
+        if relative is not None:
+            scale, gradients = _bounded(scale, gradients, updates, relative)
         updates = jax.tree.map(
             lambda update, gradient: add_scaled(update, scale, gradient), updates, gradients
         )
@@ -180,6 +205,18 @@ def add_hessian_trace(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _bounded(
+    scale: Array, gradients: PyTree, updates: PyTree, relative: float
+) -> tuple[Array, PyTree]:
+    """Bound a scale so that the scaled gradients are no more than a share of the updates."""
+    norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(accumulation_dtype(g.dtype)), gradients))
+    updates = jax.tree.map(lambda u: u.astype(accumulation_dtype(u.dtype)), updates)
+    usable = jnp.isfinite(norm) & (norm > 0)
+    limit = relative * optax.tree.norm(updates) / jnp.where(usable, norm, 1)
+    gradients = jax.tree.map(lambda g: jnp.where(usable, g, jnp.zeros_like(g)), gradients)
+    return jnp.clip(scale.astype(limit.dtype), -limit, limit), gradients
 
 
 def _complete(params: PyTree) -> PyTree:

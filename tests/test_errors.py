@@ -34,6 +34,10 @@ def add_hessian_trace(**arguments):
     return seht.add_hessian_trace(**{"key": KEY, "p": None, "lam": 0.1, **arguments})
 
 
+def hutchinson_trace(**arguments):
+    return seht.hutchinson_trace(**{"loss_fn": loss_fn, "key": KEY, **arguments})
+
+
 def masked_trace(**arguments):
     return seht.masked_trace(**{"loss_fn": loss_fn, "key": KEY, "p": None, **arguments})
 
@@ -147,7 +151,8 @@ def test_lam_is_checked(build, lam, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"curvature": "hesian"}, ValueError, "curvature must be 'hessian', got 'hesian'"),
+        ({"curvature": None}, ValueError, "curvature must be 'hessian' or .*, got None"),
+        ({"curvature": "hesian"}, ValueError, "'hessian' or 'gauss_newton', got 'hesian'"),
         ({"rescale": 1}, TypeError, "rescale must be True or False, got 1"),
         ({"rescale": None}, TypeError, "rescale must be True or False, got None"),
     ],
@@ -155,6 +160,31 @@ def test_lam_is_checked(build, lam, error, message):
 def test_settings_are_checked(build, arguments, error, message):
     with pytest.raises(error, match=message):
         build(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"), [(regularize, "bound"), (add_hessian_trace, "relative")]
+)
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0, ValueError, "must be finite and above 0, got 0"),
+        (-0.1, ValueError, "must be finite and above 0, got -0.1"),
+        (float("inf"), ValueError, "must be finite and above 0, got inf"),
+        ("0.1", TypeError, "must be a Python number, got '0.1' of type str"),
+        (True, TypeError, "must be a Python number, got True of type bool"),
+    ],
+)
+def test_bounds_are_checked(build, name, value, error, message):
+    with pytest.raises(error, match=f"{name} {message}"):
+        build(**{name: value})
+
+
+def test_a_bound_needs_all_probes_at_once():
+    with pytest.raises(
+        ValueError, match="raise probe_batch, which is 2, to num_probes, which is 3"
+    ):
+        regularize(bound=1.0, num_probes=3, probe_batch=2)
 
 
 @pytest.mark.parametrize("build", [regularize, add_hessian_trace])

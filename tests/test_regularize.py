@@ -341,3 +341,24 @@ def test_a_keyword_may_be_called_params():
         return jnp.sum(w**2) * params
 
     assert_close(seht.regularize(loss_fn, KEY, None, 0.5)(jnp.ones(3), params=2.0), 6 + 0.5 * 12)
+
+
+@pytest.mark.parametrize("bound", [0.5, 1e6])
+def test_a_bound_saturates_the_penalty_smoothly(bound):
+    def loss_fn(w):
+        return jnp.sum(w**4)
+
+    def penalised(w, lam):
+        return seht.regularize(loss_fn, KEY, None, lam, num_probes=2, bound=bound)(w)
+
+    def expected(w, lam):
+        trace = 12 * jnp.sum(w**2)  # the Hessian is diagonal
+        return loss_fn(w) + lam * trace / jnp.sqrt(1 + (trace / bound) ** 2)
+
+    operands = jnp.array([1.0, -0.5]), jnp.array(0.3)
+    chex.assert_trees_all_close(
+        jax.value_and_grad(penalised, (0, 1))(*operands),
+        jax.value_and_grad(expected, (0, 1))(*operands),
+        rtol=1e-10,
+    )
+    assert abs(penalised(*operands) - loss_fn(operands[0])) <= 0.3 * bound

@@ -1,5 +1,7 @@
 """The penalty as a gradient transformation."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -284,3 +286,35 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
         # JAX sums the plain gradient over the devices (1 + 3); the penalty's is averaged.
         chex.assert_trees_all_close(updates, combined(4, 0.1 * 2), rtol=1e-10)
         np.testing.assert_allclose(estimate, 2 * DIAGONAL_TRACE, rtol=1e-6)
+
+
+# A bounded strength
+
+
+@pytest.mark.parametrize(
+    ("lam", "relative", "share"),
+    [(1e6, 0.25, 0.25), (math.inf, 0.25, 0.25), (-1e6, 0.1, 0.1), (1e-9, 0.25, None)],
+)
+def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, share):
+    tx = seht.add_hessian_trace(None, lam, KEY, relative=relative)
+    params, slope = jax.tree.map(jnp.asarray, (DIAGONAL, SLOPE))
+    updates, _ = tx.update(slope, tx.init(params), params, value_fn=diagonal)
+    penalty = jax.tree.map(jnp.subtract, updates, slope)
+    direction = TRACE_SLOPE
+    cosine = optax.tree.vdot(penalty, direction) / (
+        optax.tree.norm(penalty) * optax.tree.norm(direction)
+    )
+    assert abs(abs(cosine) - 1) < 1e-6
+    assert jnp.sign(cosine) == jnp.sign(lam)
+    expected = (
+        abs(lam) * optax.tree.norm(direction) if share is None else share * optax.tree.norm(slope)
+    )
+    chex.assert_trees_all_close(optax.tree.norm(penalty), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value_fn", [jnp.sum, lambda w: jnp.sum(jnp.abs(w) ** 2.5)])
+def test_a_penalty_without_a_finite_gradient_is_left_out(value_fn):
+    tx = seht.add_hessian_trace(None, 1.0, KEY, relative=0.5)
+    params = jnp.zeros(3)
+    updates, _ = tx.update(jnp.ones(3), tx.init(params), params, value_fn=value_fn)
+    chex.assert_trees_all_close(updates, jnp.ones(3))

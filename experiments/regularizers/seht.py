@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer
-from seht_jax.penalty import make_penalty
+from seht_jax.penalty import check_curvature, make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class SehtH(Regularizer):
         num_probes: Random directions per step.
         warmup_steps: Steps over which the strength rises linearly from 0. At initialisation the
             curvature is large and of both signs, and a full-strength penalty can run off.
+        curvature: "hessian", the paper's, or "gauss_newton", which is never negative.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -28,6 +29,7 @@ class SehtH(Regularizer):
     lam: float = 1e-5
     num_probes: int = 1
     warmup_steps: int = 0
+    curvature: str = "hessian"
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
@@ -40,7 +42,7 @@ class SehtH(Regularizer):
         make_penalty(
             self.probability,
             num_probes=self.num_probes,
-            curvature="hessian",
+            curvature=self.curvature,
             layers=seht.module_layer,
             rescale=self.rescaled,
         )
@@ -77,6 +79,7 @@ class SehtH(Regularizer):
             lam=self._strength(step),
             num_probes=self.num_probes,
             has_aux=True,
+            curvature=check_curvature(self.curvature),
             rescale=self.rescaled,
             with_estimate=True,
         )

@@ -62,6 +62,7 @@ def make_loss_fn(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
+        logits = seht.outputs(logits)
         cross_entropy = jnp.mean(optax.softmax_cross_entropy(logits, batch.labels))
         loss = sum((part.loss(logits, batch.labels) for part in method), start=cross_entropy)
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.labels, axis=-1)
