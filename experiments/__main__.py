@@ -10,10 +10,12 @@ from experiments.config import TrainConfig
 from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError
 from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.strength.command import StrengthConfig, run_strength
 from experiments.training.loop import train as train_network
 from experiments.training.summary import summary_table
 
 DEMO = DemoConfig()
+STRENGTH = StrengthConfig()
 
 if TYPE_CHECKING:
     Preset = TrainConfig
@@ -24,6 +26,11 @@ else:
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
     """Train a small network plainly, with SEHT-D and with SEHT-H, and compare them."""
     run_demo(config, Console())
+
+
+def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
+    """Try forms and strengths of the penalty on small networks; the same command goes on."""
+    run_strength(config, Console())
 
 
 def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
@@ -47,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "train": train},
+            {"demo": demo, "strength": strength, "train": train},
             args=arguments,
             prog="python -m experiments",
             description="Experiments with Hessian-trace regularization.",

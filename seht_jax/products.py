@@ -79,7 +79,7 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         case 1, 1:
             return _where_moving(equation, left, right)
         case 2, 1:
-            return _where_both_move(equation, left, right, _evaluate_streams, _scale(left, right))
+            return _where_both_move(equation, left, right)
         case 2, _:
             return _by_evaluation(equation, left, right)
     return _directly(equation, left, right)
@@ -98,19 +98,21 @@ def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> P
     Returns:
         The product, without a cross term.
     """
-    moving = [jet for jet in (left, right) if jet.velocity is not None]
-    conditional = [jet for jet in moving if jet.condition is not None]
     worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
-    match len(moving), len(conditional):
-        case 1, 1 if worthwhile:
-            return _where_moving(equation, left, right)
-        case 2, 1 if worthwhile:
-            return _where_both_move(equation, left, right, _first_order_streams, None)
+    conditional = [jet.velocity is not None and jet.condition is not None for jet in (left, right)]
+    if not worthwhile or sum(conditional) != 1:
+        return _directly(equation, left, right)._replace(cross=None)
+    is_left = conditional[0]
+    layer, other = (left, right) if is_left else (right, left)
 
-    def product(x: Any, y: Any) -> Any:
-        return bind_equation(equation, [x, y])[0]
+    def in_order(layer: Jet, other: Jet) -> tuple[Jet, Jet]:
+        return (layer, other) if is_left else (other, layer)
 
-    return Product(product(left.value, right.value), *_first_order_streams(product, left, right))
+    product = _where_moving(equation, *in_order(layer, other._replace(velocity=None)))
+    if other.velocity is None:
+        return product
+    carried = _directly(equation, *in_order(layer._replace(velocity=None), other))
+    return product._replace(velocity=tuple(map(add, product.velocity, carried.velocity)))
 
 
 def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -119,24 +121,13 @@ def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     def product(x: Any, y: Any) -> Any:
         return None if x is None or y is None else bind_equation(equation, [x, y])[0]
 
-    velocity, _ = _first_order_streams(product, left, right)
-    pairs = zip(left.velocity or (), right.velocity or (), strict=False)
-    cross = add(*(product(d_left, d_right) for d_left, d_right in pairs))
+    velocity, cross = [], None
+    for k in range(max(len(left.velocity or ()), len(right.velocity or ()))):
+        d_left, d_right = (None if x.velocity is None else x.velocity[k] for x in (left, right))
+        velocity.append(add(product(d_left, right.value), product(left.value, d_right)))
+        cross = add(cross, product(d_left, d_right))
     moving = any(stream is not None for stream in velocity)
-    return Product(product(left.value, right.value), velocity if moving else None, cross)
-
-
-def _first_order_streams(
-    product: Callable[[Any, Any], Any], left: Jet, right: Jet, *_: Any
-) -> tuple[tuple[Any, ...], None]:
-    def term(x: Any, y: Any) -> Any:
-        return None if x is None or y is None else product(x, y)
-
-    nothing = (None,) * max(len(left.velocity or ()), len(right.velocity or ()))
-    return tuple(
-        add(term(d_left, right.value), term(left.value, d_right))
-        for d_left, d_right in zip(left.velocity or nothing, right.velocity or nothing, strict=True)
-    ), None
+    return Product(product(left.value, right.value), tuple(velocity) if moving else None, cross)
 
 
 def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -193,11 +184,9 @@ def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> P
 def _evaluate_streams(
     product: Callable[[Array, Array], Array], left: Jet, right: Jet, value: Array, scale: Array
 ) -> tuple[tuple[Array, ...], Array]:
-    if right.velocity is None:
-        return tuple(product(v, right.value) for v in left.velocity or ()), jnp.zeros_like(value)
     velocity: list[Array] = []
     cross: Any = None
-    for d_left, d_right in zip(left.velocity or (), right.velocity, strict=True):
+    for d_left, d_right in zip(left.velocity or (), right.velocity or (), strict=True):
         ahead = product(left.value + scale * d_left, right.value + scale * d_right)
         behind = product(left.value - scale * d_left, right.value - scale * d_right)
         velocity.append((ahead - behind) / (2 * scale))
@@ -206,43 +195,90 @@ def _evaluate_streams(
 
 
 def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
-    """Multiply a factor that moves at run time, or not, with one that does not."""
+    """Multiply a layer that moves at run time, or not, with a factor that does not."""
+    is_left = left.velocity is not None
+    layer, other = (left, right) if is_left else (right, left)
     value = bind_equation(equation, [left.value, right.value])[0]
-    condition = right.condition if left.velocity is None else left.condition
-
-    def moving() -> Any:
-        return _directly(equation, left, right).velocity
-
-    def stopped() -> Any:
-        return jax.tree.map(jnp.zeros_like, (value,) * len(left.velocity or right.velocity or ()))
-
-    return Product(value, lax.cond(condition, moving, stopped), None)
+    multiply_gated = _gated_directions(
+        equation.primitive, tuple(sorted(equation.params.items())), is_left
+    )
+    return Product(value, multiply_gated(layer.condition, other.value, layer.velocity), None)
 
 
-def _where_both_move(
-    equation: core.JaxprEqn, left: Jet, right: Jet, streams: Callable[..., Any], scale: Any
-) -> Product:
+def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     """Multiply a moving factor with a layer, which moves if it was drawn."""
     is_left = left.condition is not None
     layer, other = (left, right) if is_left else (right, left)
     multiply_gated = _gated_product(
-        equation.primitive, tuple(sorted(equation.params.items())), is_left, streams
+        equation.primitive, tuple(sorted(equation.params.items())), is_left
     )
     return multiply_gated(
         layer.condition,
-        scale,
+        _scale(left, right),
         other._replace(condition=None),
         layer._replace(condition=None),
     )
 
 
 @functools.cache
+def _gated_directions(
+    primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
+) -> Callable[[Array, Array, tuple[Array, ...]], tuple[Array, ...]]:
+    """Build the products of a factor with the velocities of a layer, zeros without a condition.
+
+    The velocities are constants. For the rule and the cache, see `_gated_product`.
+    """
+
+    def product(other: Array, direction: Array) -> Array:
+        operands = (direction, other) if layer_is_left else (other, direction)
+        return primitive.bind(*operands, **dict(params))
+
+    def products(other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(product(other, direction) for direction in directions)
+
+    def zeros(function: Callable[..., Any], *operands: Any) -> Any:
+        shapes = jax.eval_shape(function, *operands)
+        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    @jax.jit
+    def forward(condition: Array, other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
+        stopped = functools.partial(zeros, products)
+        return lax.cond(condition, products, stopped, other, directions)
+
+    def pull_back(
+        other: Array, directions: tuple[Array, ...], cotangents: tuple[Array, ...]
+    ) -> Array:
+        return jax.linear_transpose(lambda other: products(other, directions), other)(cotangents)[0]
+
+    @jax.jit
+    def backward(
+        condition: Array,
+        other: Array,
+        directions: tuple[Array, ...],
+        cotangents: tuple[Array, ...],
+    ) -> Array:
+        stopped = functools.partial(zeros, pull_back)
+        return lax.cond(condition, pull_back, stopped, other, directions, cotangents)
+
+    @jax.custom_vjp
+    def gated(condition: Array, other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
+        return forward(condition, other, directions)
+
+    def gated_backward(
+        residuals: Any, cotangents: tuple[Array, ...]
+    ) -> tuple[None, Array, tuple[Array, ...]]:
+        _, _, directions = residuals
+        constants = tuple(map(jnp.zeros_like, directions))
+        return None, backward(*residuals, cotangents), constants
+
+    gated.defvjp(lambda *operands: (forward(*operands), operands), gated_backward)
+    return gated
+
+
+@functools.cache
 def _gated_product(
-    primitive: core.Primitive,
-    params: tuple[tuple[str, Any], ...],
-    layer_is_left: bool,
-    streams: Callable[..., Any],
-) -> Callable[[Array, Any, Jet, Jet], Product]:
+    primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
+) -> Callable[[Array, Array, Jet, Jet], Product]:
     """Build the product of a moving factor with a layer that moves only under a condition.
 
     JAX's derivative of a `lax.cond` would copy all residuals out of it, so the derivative is a
@@ -254,26 +290,26 @@ def _gated_product(
         operands = (layer, other) if layer_is_left else (other, layer)
         return primitive.bind(*operands, **dict(params))
 
-    def moving(scale: Any, value: Array, other: Jet, layer: Jet) -> Any:
-        return streams(product, other, layer, value, scale)
+    def evaluated(scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
+        return _evaluate_streams(product, other, layer, value, scale)
 
-    def stopped(scale: Any, value: Array, other: Jet, layer: Jet) -> Any:
-        return streams(product, other, layer._replace(velocity=None), value, scale)
+    def stopped(_scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
+        return tuple(product(v, layer.value) for v in other.velocity or ()), jnp.zeros_like(value)
 
     @jax.jit
-    def forward(condition: Array, scale: Any, other: Jet, layer: Jet) -> Product:
+    def forward(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
         value = product(other.value, layer.value)
-        return Product(value, *lax.cond(condition, moving, stopped, scale, value, other, layer))
+        return Product(value, *lax.cond(condition, evaluated, stopped, scale, value, other, layer))
 
     @jax.jit
     def backward(
-        condition: Array, scale: Any, other: Jet, layer: Jet, cotangents: Product
+        condition: Array, scale: Array, other: Jet, layer: Jet, cotangents: Product
     ) -> tuple[Jet, Array]:
-        def pulled_back(case: Callable[..., Any]) -> Callable[..., Jet]:
-            def pull(scale: Any, other: Jet, layer: Jet, cotangents: Product) -> Jet:
+        def pulled_back(streams: Callable[..., Any]) -> Callable[..., Jet]:
+            def pull(scale: Array, other: Jet, layer: Jet, cotangents: Product) -> Jet:
                 def linear(other: Jet) -> tuple[Any, Any]:
                     value = product(other.value, layer.value)
-                    return value, case(scale, value, other, layer)
+                    return value, streams(scale, value, other, layer)
 
                 (transposed,) = jax.linear_transpose(linear, other)(
                     (cotangents.value, (cotangents.velocity, cotangents.cross))
@@ -283,7 +319,7 @@ def _gated_product(
             return pull
 
         by_other = lax.cond(
-            condition, pulled_back(moving), pulled_back(stopped), scale, other, layer, cotangents
+            condition, pulled_back(evaluated), pulled_back(stopped), scale, other, layer, cotangents
         )
         moved = zip(
             (other.value, *(other.velocity or ())),
@@ -299,7 +335,7 @@ def _gated_product(
         return by_other, by_layer
 
     @jax.custom_vjp
-    def gated(condition: Array, scale: Any, other: Jet, layer: Jet) -> Product:
+    def gated(condition: Array, scale: Array, other: Jet, layer: Jet) -> Product:
         return forward(condition, scale, other, layer)
 
     def gated_backward(residuals: Any, cotangents: Product) -> tuple[None, None, Jet, Jet]:

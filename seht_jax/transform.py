@@ -22,7 +22,6 @@ from seht_jax.penalty import (
     check_count,
     check_key,
     check_loss_fn,
-    check_positive,
     draw,
     make_penalty,
     penalty_terms,
@@ -52,7 +51,7 @@ def add_hessian_trace(
     key: PRNGKeyArray,
     every: int = 1,
     *,
-    relative: float | None = None,
+    relative: float | Float[Array, ""] | None = None,
     num_probes: int = 1,
     probe_batch: int = PROBE_BATCH,
     num_branches: int = NUM_BRANCHES,
@@ -87,11 +86,11 @@ def add_hessian_trace(
         key: The PRNG key of the first step; it is kept in the state.
         every: Add the penalty on every so-many-th step, beginning with the first; its gradient is
             not multiplied to make up for the others.
-        relative: The bound r > 0 on the penalty's gradient as a share of the updates; `None` for
-            none. The norms are those of the arrays that `update` is given: global ones under
-            `jax.jit`, also where they are sharded; those of one device under `shard_map`; those of
-            one mini-step in front of `optax.MultiSteps`. A gradient of the penalty that is not
-            finite is left out.
+        relative: The bound r on the penalty's gradient as a share of the updates; `None` for
+            none; a number or a scalar. The norms are those of the arrays that `update` is given:
+            global ones under `jax.jit`, also where they are sharded; those of one device under
+            `shard_map`; those of one mini-step in front of `optax.MultiSteps`. A gradient of the
+            penalty that is not finite is left out.
         num_probes: See `regularize`.
         probe_batch: See `regularize`.
         num_branches: See `regularize`.
@@ -135,7 +134,10 @@ def add_hessian_trace(
     check_key(key)
     check_count("every", every)
     if relative is not None:
-        check_positive("relative", relative)
+        if isinstance(relative, numbers.Real) and relative <= 0:
+            message = f"relative must be above 0, got {relative}"
+            raise ValueError(message)
+        relative = as_scalar("relative", relative)
     always_full = relative is not None and isinstance(lam, numbers.Real) and lam == math.inf
     strength = lam if callable(lam) or always_full else as_scalar("lam", lam)
 
@@ -208,7 +210,7 @@ def add_hessian_trace(
 
 
 def _bounded(
-    scale: Array, gradients: PyTree, updates: PyTree, relative: float
+    scale: Array, gradients: PyTree, updates: PyTree, relative: Array
 ) -> tuple[Array, PyTree]:
     """Bound a scale so that the scaled gradients are no more than a share of the updates."""
     norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(accumulation_dtype(g.dtype)), gradients))

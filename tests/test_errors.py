@@ -163,10 +163,7 @@ def test_settings_are_checked(build, arguments, error, message):
 
 
 @pytest.mark.parametrize(
-    ("build", "name"), [(regularize, "bound"), (add_hessian_trace, "relative")]
-)
-@pytest.mark.parametrize(
-    ("value", "error", "message"),
+    ("bound", "error", "message"),
     [
         (0, ValueError, "must be finite and above 0, got 0"),
         (-0.1, ValueError, "must be finite and above 0, got -0.1"),
@@ -175,9 +172,24 @@ def test_settings_are_checked(build, arguments, error, message):
         (True, TypeError, "must be a Python number, got True of type bool"),
     ],
 )
-def test_bounds_are_checked(build, name, value, error, message):
-    with pytest.raises(error, match=f"{name} {message}"):
-        build(**{name: value})
+def test_bound_is_checked(bound, error, message):
+    with pytest.raises(error, match=f"bound {message}"):
+        regularize(bound=bound)
+
+
+@pytest.mark.parametrize(
+    ("relative", "error", "message"),
+    [
+        (0, ValueError, "must be above 0, got 0"),
+        (-0.1, ValueError, "must be above 0, got -0.1"),
+        (float("nan"), ValueError, "must be finite, got nan"),
+        ("0.1", TypeError, "must be a real scalar, got '0.1'"),
+        (np.ones(2), ValueError, r"must be a scalar, got shape \(2,\)"),
+    ],
+)
+def test_relative_is_checked(relative, error, message):
+    with pytest.raises(error, match=f"relative {message}"):
+        add_hessian_trace(relative=relative)
 
 
 def test_a_bound_needs_all_probes_at_once():

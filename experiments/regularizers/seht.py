@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer
-from seht_jax.penalty import check_curvature, make_penalty
+from seht_jax.penalty import NUM_BRANCHES, make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +39,14 @@ class SehtH(Regularizer):
         """
         if not math.isfinite(self.lam):
             raise ValueError(f"lam must be finite, not {self.lam}")
-        make_penalty(
-            self.probability,
-            num_probes=self.num_probes,
-            curvature=self.curvature,
-            layers=seht.module_layer,
-            rescale=self.rescaled,
-        )
+        make_penalty(**self.settings, layers=seht.module_layer)
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
 
     @property
-    def probability(self) -> tuple[float, float] | None:
-        """What `seht.regularize` calls ``p``: `None` for SEHT-H."""
-        return None
-
-    @property
-    def rescaled(self) -> bool:
-        """Whether the estimate is divided by its probability."""
-        return False
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `seht.regularize`, by name, that do not change from step to step."""
+        return {"p": None, "num_probes": self.num_probes, "curvature": self.curvature}
 
     def objective(
         self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
@@ -75,13 +64,10 @@ class SehtH(Regularizer):
         penalised = seht.regularize(
             loss_fn,
             key,
-            p=self.probability,
             lam=self._strength(step),
-            num_probes=self.num_probes,
             has_aux=True,
-            curvature=check_curvature(self.curvature),
-            rescale=self.rescaled,
             with_estimate=True,
+            **self.settings,
         )
 
         def with_metrics(params: PyTree) -> tuple[Float[Array, ""], Outputs]:
@@ -108,6 +94,7 @@ class SehtD(SehtH):
             in the paper.
         rescale: Whether the estimate is divided by ``p * 2 * p_entries``, so that ``lam`` means
             the same as for SEHT-H. The paper does not.
+        num_branches: For how many ends of the network a program is compiled, at most.
     """
 
     name: ClassVar[str] = "seht-d"
@@ -115,13 +102,13 @@ class SehtD(SehtH):
     p: float = 0.05
     p_entries: float | None = None
     rescale: bool = True
+    num_branches: int = NUM_BRANCHES
 
     @property
-    def probability(self) -> tuple[float, float]:
-        """What `seht.regularize` calls ``p``: the pair for layers and entries."""
-        return (self.p, self.p if self.p_entries is None else self.p_entries)
-
-    @property
-    def rescaled(self) -> bool:
-        """Whether the estimate is divided by its probability."""
-        return self.rescale
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `seht.regularize`, by name, that do not change from step to step."""
+        return super().settings | {
+            "p": (self.p, self.p if self.p_entries is None else self.p_entries),
+            "rescale": self.rescale,
+            "num_branches": self.num_branches,
+        }

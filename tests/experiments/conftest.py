@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments.config import ModelConfig, TrainConfig
 from experiments.data.load import load_dataset
+from experiments.regularizers import SehtD
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,7 @@ def tiny_config(tmp_path):
         log_every=3,
         checkpoint_every=4,
         run_dir=tmp_path / "run",
+        method=(SehtD(num_branches=1),),
     )
 
 

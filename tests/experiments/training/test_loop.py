@@ -46,7 +46,7 @@ def interrupt_at(monkeypatch, step):
 def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_config, tmp_path, digits, console, monkeypatch, step
 ):
-    config = dataclasses.replace(tiny_config, method=(SehtD(lam=1e-4, p=0.5),))
+    config = dataclasses.replace(tiny_config, method=(SehtD(lam=1e-4, p=0.5, num_branches=1),))
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     expected = train(whole, console)
     with monkeypatch.context() as patch:

@@ -64,7 +64,7 @@ def test_every_hook_is_called_and_metrics_of_methods_reach_the_log(plain, tiny_d
     assert float(metrics["recorded"]) == 0
 
 
-@pytest.mark.parametrize("method", [SehtH(lam=0.0), SehtD(lam=0.0)])
+@pytest.mark.parametrize("method", [SehtH(lam=0.0), SehtD(lam=0.0, num_branches=1)])
 def test_a_penalty_of_strength_0_changes_nothing(plain, tiny_digits, method):
     results = []
     for each in ((), (method,)):
@@ -85,7 +85,9 @@ def test_the_penalty_changes_the_step(plain, tiny_digits):
 
 
 def test_the_step_compiles_once(plain, tiny_digits):
-    experiment, state, order = start(plain, tiny_digits, method=(SehtD(),), batch_size=20)
+    experiment, state, order = start(
+        plain, tiny_digits, method=(SehtD(num_branches=1),), batch_size=20
+    )
     for _ in range(3):
         state, _ = experiment.train_step(state, tiny_digits.train, order)
     assert experiment.train_step._cache_size() == 1

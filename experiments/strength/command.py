@@ -1,0 +1,41 @@
+"""The command `python -m experiments strength`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from experiments.strength.report import compare, markdown
+from experiments.strength.studies import STUDIES, run_study
+
+
+@dataclasses.dataclass(frozen=True)
+class StrengthConfig:
+    """Which study to run."""
+
+    study: Literal["forms", "transfer", "stress"] = "forms"
+    """forms: the forms of the penalty on digits. transfer: whether one strength serves four
+    networks at two widths. stress: three learning rates and strengths over six decades."""
+    output_dir: Path = Path("runs/strength")
+    """Where the runs and the table go, in a directory for each study."""
+
+
+def run_strength(config: StrengthConfig, console: Console) -> Path:
+    """Run a study, and write its table.
+
+    Args:
+        config: Which study.
+        console: Where progress is shown.
+
+    Returns:
+        The path of the table.
+    """
+    directory = config.output_dir / config.study
+    rows = run_study(STUDIES[config.study], directory, console)
+    table = markdown(compare(rows))
+    path = directory / "table.md"
+    path.write_text(table, encoding="utf-8")
+    console.print(table, highlight=False, soft_wrap=True)
+    console.print(f"Table: {path}   All runs: {directory}/*.json", highlight=False, soft_wrap=True)
+    return path

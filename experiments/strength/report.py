@@ -1,0 +1,184 @@
+"""What a study says: every cell against plain training at the same seeds."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Comparison(NamedTuple):
+    """The runs of one cell against the plain ones at the same seeds and learning rate.
+
+    Attributes:
+        network: Name and width of the network.
+        form: The form of the penalty.
+        learning_rate: The learning rate.
+        strength: The strength.
+        num_seeds: How many pairs there are.
+        num_diverged: How many of the penalised runs did not stay finite.
+        plain_loss: Mean validation loss of the plain runs.
+        loss: Mean validation loss of the penalised ones.
+        difference: Mean of the differences.
+        half_width: Half of their confidence interval.
+        p_value: That of a paired t-test of the difference, two-sided; 0 where a run diverged.
+        trace_ratio: Mean tr(G) over that of the plain runs.
+        share: Mean over the runs of the penalty gradient's share of the loss gradient's norm.
+    """
+
+    network: str
+    form: str
+    learning_rate: float
+    strength: float
+    num_seeds: int
+    num_diverged: int
+    plain_loss: float
+    loss: float
+    difference: float
+    half_width: float
+    p_value: float
+    trace_ratio: float
+    share: float
+
+
+def compare(rows: Iterable[dict[str, Any]]) -> list[Comparison]:
+    """Compare every cell with the plain runs.
+
+    Args:
+        rows: The rows of `run_study`.
+
+    Returns:
+        One comparison for each cell with a penalty.
+    """
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["network"], row["width"], row["form"], row["learning_rate"]
+
+    comparisons = []
+    for (network, width, form, rate), group in itertools.groupby(rows, place):
+        by_strength: dict[float, list[dict[str, Any]]] = {}
+        for row in group:
+            by_strength.setdefault(row["strength"], []).append(row)
+        plain = by_strength.pop(0.0)
+        comparisons += [
+            _compare(f"{network}-{width}", form, rate, strength, plain, runs)
+            for strength, runs in by_strength.items()
+        ]
+    return comparisons
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number, by Holm's step-down method.
+
+    Args:
+        p_values: The p-values of all tests.
+
+    Returns:
+        The adjusted ones, in the same order: a test is significant at 5 % if its own is below.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Write the comparisons as a table.
+
+    Args:
+        comparisons: The comparisons of a study.
+
+    Returns:
+        A Markdown table.
+    """
+    headings = (
+        "network",
+        "form",
+        "learning rate",
+        "strength",
+        "validation loss, plain",
+        "penalised",
+        f"difference ({CONFIDENCE:.0%} interval)",
+        "n",
+        "p (Holm)",
+        "tr(G) / plain",
+        "gradient share",
+        "diverged",
+    )
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    for comparison, p_value in zip(comparisons, adjusted, strict=True):
+        lines.append(
+            _line(
+                (
+                    comparison.network,
+                    comparison.form,
+                    f"{comparison.learning_rate:.2g}",
+                    f"{comparison.strength:.0e}",
+                    f"{comparison.plain_loss:.4f}",
+                    f"{comparison.loss:.4f}",
+                    f"{comparison.difference:+.4f} ± {comparison.half_width:.4f}",
+                    str(comparison.num_seeds),
+                    f"{p_value:.2g}",
+                    f"{comparison.trace_ratio:.2f}",
+                    f"{comparison.share:.2g}",
+                    str(comparison.num_diverged),
+                )
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _compare(
+    network: str,
+    form: str,
+    learning_rate: float,
+    strength: float,
+    plain: Sequence[dict[str, Any]],
+    runs: Sequence[dict[str, Any]],
+) -> Comparison:
+    losses = [row["validation_loss"] for row in runs]
+    plain_losses = [row["validation_loss"] for row in plain]
+    differences = [a - b for a, b in zip(losses, plain_losses, strict=True)]
+    num_diverged = sum(
+        row["first_non_finite_step"] >= 0 or not math.isfinite(row["validation_loss"])
+        for row in runs
+    )
+    num_seeds = len(differences)
+    difference, half_width, p_value = math.inf, math.nan, 0.0
+    if num_diverged == 0:
+        difference = statistics.fmean(differences)
+        error = statistics.stdev(differences) / math.sqrt(num_seeds)
+        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
+        half_width = quantile * error
+        p_value = float(2 * stats.t.sf(abs(difference) / error, num_seeds - 1)) if error else 1.0
+    return Comparison(
+        network,
+        form,
+        learning_rate,
+        strength,
+        num_seeds,
+        num_diverged,
+        statistics.fmean(plain_losses),
+        statistics.fmean(losses),
+        difference,
+        half_width,
+        p_value,
+        statistics.fmean(row["trace"] for row in runs)
+        / statistics.fmean(row["trace"] for row in plain),
+        statistics.fmean(row["share"] for row in runs),
+    )
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
