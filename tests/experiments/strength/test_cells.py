@@ -1,0 +1,69 @@
+"""Short runs: the strength does what it says, and a seed is the same run."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from experiments.strength.cells import Cell, grid, train_cells
+from experiments.strength.forms import FORMS, penalty_gradient
+from experiments.strength.tasks import TASKS, WIDTHS, build_task
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    return build_task("mlp", 8)
+
+
+def test_a_grid_has_every_combination():
+    cells = grid([0.1, 0.2], [0.0, 1.0], 3)
+    assert len(set(cells)) == 12
+    assert cells[0] == Cell(0.1, 0.0, 0)
+
+
+def test_a_run_depends_on_its_cell_alone(mlp):
+    cells = [Cell(0.05, 0.0, 0), Cell(0.05, 0.1, 0), Cell(0.05, 0.1, 1)]
+    runs = train_cells(mlp, "gauss-newton", cells, 30)
+    assert runs == train_cells(mlp, "gauss-newton", cells[::-1], 30)[::-1]
+    plain, penalised, _ = runs
+    assert plain.share == 0 < penalised.share
+    assert penalised.trace < plain.trace
+    assert plain.validation_loss < jnp.log(10)
+    assert all(run.first_non_finite_step == -1 for run in runs)
+
+
+def test_the_first_step_that_is_not_finite_is_reported(mlp):
+    (run,) = train_cells(mlp, "gauss-newton", [Cell(1e30, 0.0, 0)], 5)
+    assert 0 < run.first_non_finite_step < 5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_a_loss_with_marked_outputs(name):
+    task = build_task(name, WIDTHS[name][0])
+    params, batch_stats = task.init(jax.random.key(0))
+    batch = tuple(array[:2] for array in task.train)
+
+    def value_fn(params):
+        return task.loss(params, batch_stats, batch, train=True)[0]
+
+    slope = jax.tree.map(jnp.ones_like, params)
+    gradient = jax.jit(penalty_gradient, static_argnums=(0, 1))(
+        "gauss-newton", value_fn, params, slope, jax.random.key(1), jnp.float32(1.0)
+    )
+    assert optax.tree.norm(gradient) > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_a_gradient_that_its_strength_scales(form):
+    def value_fn(params):
+        return jnp.sum(params**4)
+
+    if "gauss-newton" in form:
+        pytest.skip("needs a mark, which the tasks have")
+    params, slope = jnp.array([1.0, -2.0]), jnp.array([4.0, -32.0])
+    once, twice = (
+        penalty_gradient(form, value_fn, params, slope, jax.random.key(0), jnp.float32(strength))
+        for strength in (0.1, 0.2)
+    )
+    assert optax.tree.norm(once) > 0
+    assert jnp.allclose(2 * once, twice)
