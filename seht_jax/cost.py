@@ -7,6 +7,8 @@ from typing import Any
 from jax.extend import core
 from jax.extend.core import primitives
 
+from seht_jax.dataflow import flow, union
+
 
 def operations(equation: core.JaxprEqn) -> int:
     """Count the floating-point operations of one equation.
@@ -65,62 +67,16 @@ def dependent_operations(jaxpr: core.Jaxpr, sources: Sequence[int], num_sources:
         [84, 16]
     """
     totals = [0] * num_sources
-    _count(jaxpr, sources, totals, 1)
+
+    def count(equation: core.JaxprEqn, inputs: Sequence[int], repetitions: int) -> list[int]:
+        sources = union(inputs)
+        for source in range(num_sources):
+            if sources >> source & 1:
+                totals[source] += repetitions * operations(equation)
+        return [sources] * len(equation.outvars)
+
+    flow(jaxpr, sources, count)
     return totals
-
-
-def _count(
-    jaxpr: core.Jaxpr, sources: Sequence[int], totals: list[int], repetitions: int
-) -> list[int]:
-    """Add the operations of a jaxpr to the totals, and return the sources of its results."""
-    known: dict[core.Var, int] = dict(zip(jaxpr.invars, sources, strict=True))
-
-    def read(atom: Any) -> int:
-        return 0 if isinstance(atom, core.Literal) else known.get(atom, 0)
-
-    for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        outputs = _count_equation(equation, inputs, totals, repetitions)
-        known.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _count_equation(
-    equation: core.JaxprEqn, inputs: list[int], totals: list[int], repetitions: int
-) -> list[int]:
-    params = equation.params
-    bodies = list(core.jaxprs_in_params(params))
-    match equation.primitive:
-        case primitives.scan_p:
-            first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-            inputs = _settled(bodies[0], inputs, first, last)
-            return _count(bodies[0], inputs, totals, repetitions * params["length"])
-        case primitives.while_p:
-            first = params["cond_nconsts"]
-            inputs = inputs[first:]
-            inputs = _settled(bodies[1], inputs, params["body_nconsts"], len(inputs))
-            return _count(bodies[1], inputs, totals, repetitions)
-        case primitives.cond_p:
-            index, *operands = inputs
-            results = [_count(body, operands, totals, repetitions) for body in bodies]
-            return [_union([index, *masks]) for masks in zip(*results, strict=True)]
-    if len(bodies) == 1 and len(bodies[0].invars) == len(inputs):
-        return _count(bodies[0], inputs, totals, repetitions)
-    union = _union(inputs)
-    for source in range(len(totals)):
-        if union >> source & 1:
-            totals[source] += repetitions * operations(equation)
-    return [union] * len(equation.outvars)
-
-
-def _settled(body: core.Jaxpr, inputs: list[int], first: int, last: int) -> list[int]:
-    """Return the sources of a loop's inputs; those of the carry grow from round to round."""
-    while True:
-        results = _count(body, inputs, [], 0)
-        carry = [a | b for a, b in zip(inputs[first:last], results, strict=False)]
-        if carry == inputs[first:last]:
-            return inputs
-        inputs = [*inputs[:first], *carry, *inputs[last:]]
 
 
 def _size(atom: Any) -> int:
@@ -129,10 +85,3 @@ def _size(atom: Any) -> int:
 
 def _shape(atom: Any) -> tuple[int, ...]:
     return getattr(atom.aval, "shape", ())  # a token has none
-
-
-def _union(masks: Sequence[int]) -> int:
-    union = 0
-    for mask in masks:
-        union |= mask
-    return union

@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.jet import Jet, add
 from seht_jax.outputs import check_marked, unreached_message
+from seht_jax.precision import accumulation_dtype
 from seht_jax.taylor import propagate, propagates
 
 
@@ -219,18 +219,6 @@ def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> 
         (jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in zip(left, right, strict=True)),
         start=jnp.zeros((), dtype),
     )
-
-
-def accumulation_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype for sums over the parameters: the loss's, and at least float32.
-
-    Args:
-        dtype: The dtype of the loss.
-
-    Returns:
-        The dtype of the sums.
-    """
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def _along_curves(

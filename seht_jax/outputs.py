@@ -1,5 +1,6 @@
 """The mark between a network and its loss, which the Gauss-Newton form of the penalty needs."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
@@ -8,6 +9,18 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import PyTree
+
+from seht_jax.dataflow import flow, union
+
+# The operations whose bodies `taylor` enters.
+ENTERED = (
+    primitives.jit_p,
+    primitives.closed_call_p,
+    primitives.remat_p,
+    primitives.cond_p,
+    primitives.while_p,
+    primitives.scan_p,
+)
 
 Outputs = TypeVar("Outputs", bound=PyTree)
 
@@ -80,40 +93,25 @@ def is_mark(equation: core.JaxprEqn) -> bool:
 
 
 def check_marked(jaxpr: core.Jaxpr) -> None:
-    """Check that a loss has a mark, where it is seen.
+    """Check that the outputs of a network are marked in a loss, once, and where it is seen.
 
     Args:
         jaxpr: The loss.
 
     Raises:
-        ValueError: If there is none, or it stands inside of a function with a derivative rule.
+        ValueError: If there is no mark, if one is in a function that is not looked into, or if
+            marked outputs depend on other ones.
     """
-    if _has_mark(jaxpr, hidden=True):
+    if _has_mark(jaxpr, inside=False):
         message = (
-            "seht.outputs was called inside of a jax.custom_jvp or jax.custom_vjp function, whose "
-            f"body has no part in derivatives; {_ADVICE}"
+            "seht.outputs was called inside of a function that the penalty does not look into "
+            f"(jax.custom_jvp, jax.custom_vjp, jax.shard_map); {_ADVICE}"
         )
         raise ValueError(message)
-    if not _has_mark(jaxpr, hidden=False):
+    if not _has_mark(jaxpr, inside=True):
         message = f"curvature='gauss_newton' needs to know where the network ends; {_ADVICE}"
         raise ValueError(message)
-
-
-def check_first_mark(approached: bool) -> None:
-    """Check that what is marked was not computed from what is marked already.
-
-    Args:
-        approached: Whether it may also depend on params in another way, which would be lost.
-
-    Raises:
-        ValueError: If so.
-    """
-    if approached:
-        message = (
-            "seht.outputs was called on an array that depends on an array which it was called on "
-            f"before (in a loop, in an earlier round); {_ADVICE}"
-        )
-        raise ValueError(message)
+    flow(jaxpr, [0] * len(jaxpr.invars), _visit_once)
 
 
 def unreached_message() -> str:
@@ -128,15 +126,15 @@ def unreached_message() -> str:
     )
 
 
-def _has_mark(jaxpr: core.Jaxpr, *, hidden: bool) -> bool:
-    """Return whether there is a mark inside, or outside, of functions with a rule of their own."""
+def _has_mark(jaxpr: core.Jaxpr, *, inside: bool) -> bool:
+    """Return whether there is a mark inside, or outside, of what is looked into."""
     for equation in jaxpr.eqns:
-        inner = list(core.jaxprs_in_params(equation.params))
-        if equation.primitive in _WITH_RULES:
-            if hidden and any(map(_has_any_mark, inner)):
+        bodies = list(core.jaxprs_in_params(equation.params))
+        if bodies and equation.primitive not in ENTERED:
+            if not inside and any(map(_has_any_mark, bodies)):
                 return True
-        elif (not hidden and is_mark(equation)) or any(
-            _has_mark(body, hidden=hidden) for body in inner
+        elif (inside and is_mark(equation)) or any(
+            _has_mark(body, inside=inside) for body in bodies
         ):
             return True
     return False
@@ -146,4 +144,23 @@ def _has_any_mark(jaxpr: core.Jaxpr) -> bool:
     return any(map(is_mark, jaxpr.eqns)) or any(map(_has_any_mark, core.subjaxprs(jaxpr)))
 
 
-_WITH_RULES = (primitives.custom_jvp_call_p, primitives.custom_vjp_call_p)
+def _visit_once(equation: core.JaxprEqn, inputs: Sequence[int], _repetitions: int) -> Sequence[int]:
+    """Let a bit flow from the marks.
+
+    Raises:
+        ValueError: If it arrives at a mark.
+    """
+    marked = union(inputs)
+    if is_mark(equation):
+        if marked:
+            message = (
+                "seht.outputs was called on an array that depends on an array which it was called "
+                f"on before (in a loop, in an earlier round); {_ADVICE}"
+            )
+            raise ValueError(message)
+        return [1]
+    # Integers, such as a token that was chosen, carry no derivative on.
+    return [
+        marked if jnp.issubdtype(getattr(variable.aval, "dtype", jnp.bool_), jnp.inexact) else 0
+        for variable in equation.outvars
+    ]

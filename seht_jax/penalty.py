@@ -26,10 +26,10 @@ from seht_jax.curvature import (
     Curvature,
     Objective,
     ObjectiveTerms,
-    accumulation_dtype,
     check_outputs,
     objective_terms,
 )
+from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,
@@ -281,26 +281,30 @@ def _cheapest_starts(costs: Sequence[int], penalty: Penalty) -> list[int]:
         Positions, the first of which is 0.
     """
     num_layers, p = len(costs), penalty.p_layers
-    # The probability that the first drawn layer is at a position.
-    first = [p * (1 - p) ** i for i in range(num_layers)]
 
-    # best[i]: expected cost and starts, where one starts at i and the first drawn layer is not
-    # before it.
-    best: list[tuple[float, list[int]]] = [
-        (sum(first[i:]) * costs[i], [i]) for i in range(num_layers)
-    ]
+    def cost(start: int, end: int) -> float:
+        """Return the expected cost of draws whose first layer is in a range of positions."""
+        return ((1 - p) ** start - (1 - p) ** end) * costs[start]
+
+    # best[i]: the expected cost where a suffix starts at i and the first drawn layer is not before
+    # it; following[n][i]: where the next one starts, if there may be n + 1 more.
+    best = [cost(i, num_layers) for i in range(num_layers)]
+    following: list[list[int]] = []
     for _ in range(penalty.num_branches - 1):
-        best = [
+        choices = [
             min(
-                [best[i]]
-                + [
-                    (sum(first[i:j]) * costs[i] + best[j][0], [i, *best[j][1]])
-                    for j in range(i + 1, num_layers)
-                ]
+                [(best[i], num_layers)]
+                + [(cost(i, j) + best[j], j) for j in range(i + 1, num_layers)]
             )
             for i in range(num_layers)
         ]
-    return best[0][1]
+        best, starts = map(list, zip(*choices, strict=True))
+        following.append(starts)
+    chosen = [0]
+    for starts in reversed(following):
+        if starts[chosen[-1]] < num_layers:
+            chosen.append(starts[chosen[-1]])
+    return chosen
 
 
 def penalty_terms(

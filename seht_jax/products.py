@@ -21,13 +21,15 @@ two products, not three, since :math:`ab` is known already:
 This is exact, whatever the scale s: the evaluation of a polynomial at three points (Toom and Cook),
 no difference quotient. Rounding errors are least where both terms of a factor have the same size,
 :math:`s^2 = |a||b| / (|a'||b'|)`; then they are at most twice those of the three products for
-:math:`(ab)'`. A derivative of it needs no evaluations for the factor that is differentiated by
-alone: five products a direction in a step with its gradient, where the formula needs seven.
+:math:`(ab)'`, and some four times for :math:`a'b'`. In float16, which has little range, products
+are made by the formula. A derivative of it needs no evaluations for the factor that is
+differentiated by alone: five products a direction in a step with its gradient, where the formula
+needs seven.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +41,14 @@ from jaxtyping import Array
 from seht_jax._compat import bind_equation
 from seht_jax.cost import elements, operations
 from seht_jax.jet import Jet, add
+from seht_jax.precision import accumulation_dtype
 
 # Operations for each element of operands and result. Below it, forming the sums that are evaluated
 # costs more than the product that they save, and a branch more than what it skips.
 _WORTHWHILE_INTENSITY = 100
+
+
+Directions: TypeAlias = tuple[Array, ...]
 
 
 class Product(NamedTuple):
@@ -72,7 +78,8 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     """
     left, right = (jet._replace(acceleration=None) for jet in (left, right))
     moving = [jet for jet in (left, right) if jet.velocity is not None]
-    if not moving or operations(equation) < _WORTHWHILE_INTENSITY * elements(equation):
+    worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
+    if not moving or not worthwhile or not _has_range(left, right):
         return _directly(equation, left, right)
     conditional = [jet for jet in moving if jet.condition is not None]
     match len(moving), len(conditional):
@@ -83,6 +90,11 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         case 2, _:
             return _by_evaluation(equation, left, right)
     return _directly(equation, left, right)
+
+
+def _has_range(left: Jet, right: Jet) -> bool:
+    """Return whether factors are of dtypes in which sums at any scale do not overflow."""
+    return all(jnp.finfo(jet.value.dtype).maxexp >= 128 for jet in (left, right))
 
 
 def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -101,7 +113,8 @@ def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> P
     worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
     conditional = [jet.velocity is not None and jet.condition is not None for jet in (left, right)]
     if not worthwhile or sum(conditional) != 1:
-        return _directly(equation, left, right)._replace(cross=None)
+        value = bind_equation(equation, [left.value, right.value])[0]
+        return Product(value, _velocity(equation, left, right), None)
     is_left = conditional[0]
     layer, other = (left, right) if is_left else (right, left)
 
@@ -111,23 +124,30 @@ def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> P
     product = _where_moving(equation, *in_order(layer, other._replace(velocity=None)))
     if other.velocity is None:
         return product
-    carried = _directly(equation, *in_order(layer._replace(velocity=None), other))
-    return product._replace(velocity=tuple(map(add, product.velocity, carried.velocity)))
+    carried: Any = _velocity(equation, *in_order(layer._replace(velocity=None), other))
+    return product._replace(velocity=tuple(map(add, product.velocity, carried)))
 
 
 def _directly(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     """Multiply by the formula. Factors may also be tangents, of which a value can be `None`."""
+    value = _term(equation, left.value, right.value)
+    pairs = zip(left.velocity or (), right.velocity or (), strict=False)
+    cross = add(*(_term(equation, d_left, d_right) for d_left, d_right in pairs))
+    return Product(value, _velocity(equation, left, right), cross)
 
-    def product(x: Any, y: Any) -> Any:
-        return None if x is None or y is None else bind_equation(equation, [x, y])[0]
 
-    velocity, cross = [], None
-    for k in range(max(len(left.velocity or ()), len(right.velocity or ()))):
-        d_left, d_right = (None if x.velocity is None else x.velocity[k] for x in (left, right))
-        velocity.append(add(product(d_left, right.value), product(left.value, d_right)))
-        cross = add(cross, product(d_left, d_right))
-    moving = any(stream is not None for stream in velocity)
-    return Product(product(left.value, right.value), tuple(velocity) if moving else None, cross)
+def _velocity(equation: core.JaxprEqn, left: Jet, right: Jet) -> tuple[Any, ...] | None:
+    nothing = (None,) * max(len(left.velocity or ()), len(right.velocity or ()))
+    pairs = zip(left.velocity or nothing, right.velocity or nothing, strict=True)
+    velocity = tuple(
+        add(_term(equation, d_left, right.value), _term(equation, left.value, d_right))
+        for d_left, d_right in pairs
+    )
+    return velocity if any(stream is not None for stream in velocity) else None
+
+
+def _term(equation: core.JaxprEqn, left: Any, right: Any) -> Any:
+    return None if left is None or right is None else bind_equation(equation, [left, right])[0]
 
 
 def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -147,7 +167,8 @@ def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         scale = _scale(left, right)
         result = _evaluate(equation, left, right, scale)
         terms = [jax.tree.map(jnp.zeros_like, result)]
-        for pair in ((_tangent(tangents[0]), right), (left, _tangent(tangents[1]))):
+        d_left, d_right = map(_nonzero_tangents, primals, tangents)
+        for pair in ((d_left, right), (left, d_right)):
             complete = all(jet.value is not None and jet.velocity is not None for jet in pair)
             terms.append(
                 _evaluate(equation, *pair, scale) if complete else _directly(equation, *pair)
@@ -162,13 +183,16 @@ def _by_evaluation(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     return evaluated(left, right)
 
 
-def _tangent(tangents: Jet) -> Jet:
-    """Return what is not symbolically zero of the tangents of a jet."""
-    value, *velocity = (
-        None if isinstance(x, SymbolicZero) else x for x in (tangents.value, *tangents.velocity)
+def _nonzero_tangents(jet: Jet, tangents: Jet) -> Jet:
+    """Return the tangents of value and velocity, `None` for each that is zero by its symbol."""
+    value = None if isinstance(tangents.value, SymbolicZero) else tangents.value
+    if all(isinstance(tangent, SymbolicZero) for tangent in tangents.velocity):
+        return Jet(value)
+    velocity = (
+        jnp.zeros_like(stream) if isinstance(tangent, SymbolicZero) else tangent
+        for stream, tangent in zip(jet.velocity, tangents.velocity, strict=True)
     )
-    whole = all(stream is not None for stream in velocity)
-    return Jet(value, tuple(velocity) if whole else None)
+    return Jet(value, tuple(velocity))
 
 
 def _evaluate(equation: core.JaxprEqn, left: Jet, right: Jet, scale: Array) -> Product:
@@ -186,12 +210,15 @@ def _evaluate_streams(
 ) -> tuple[tuple[Array, ...], Array]:
     velocity: list[Array] = []
     cross: Any = None
+    inverse, half_inverse = ((x / scale).astype(value.dtype) for x in (1.0, 0.5))
     for d_left, d_right in zip(left.velocity or (), right.velocity or (), strict=True):
-        ahead = product(left.value + scale * d_left, right.value + scale * d_right)
-        behind = product(left.value - scale * d_left, right.value - scale * d_right)
-        velocity.append((ahead - behind) / (2 * scale))
+        left_step, right_step = (d * scale.astype(d.dtype) for d in (d_left, d_right))
+        ahead = product(left.value + left_step, right.value + right_step)
+        behind = product(left.value - left_step, right.value - right_step)
+        velocity.append((ahead - behind) * half_inverse)
         cross = add(cross, (ahead - value) + (behind - value))
-    return tuple(velocity), cross / (2 * scale**2)
+    # One factor after the other: the square of a scale may not be a number of the dtype.
+    return tuple(velocity), cross * half_inverse * inverse
 
 
 def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -202,7 +229,8 @@ def _where_moving(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     multiply_gated = _gated_directions(
         equation.primitive, tuple(sorted(equation.params.items())), is_left
     )
-    return Product(value, multiply_gated(layer.condition, other.value, layer.velocity), None)
+    velocity = multiply_gated(layer.condition, value, other.value, layer.velocity)
+    return Product(value, velocity, None)
 
 
 def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
@@ -220,58 +248,68 @@ def _where_both_move(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     )
 
 
+def _product_with_layer(
+    primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
+) -> Callable[[Array, Array], Array]:
+    def product(other: Array, layer: Array) -> Array:
+        operands = (layer, other) if layer_is_left else (other, layer)
+        return primitive.bind(*operands, **dict(params))
+
+    return product
+
+
 @functools.cache
 def _gated_directions(
     primitive: core.Primitive, params: tuple[tuple[str, Any], ...], layer_is_left: bool
-) -> Callable[[Array, Array, tuple[Array, ...]], tuple[Array, ...]]:
+) -> Callable[[Array, Array, Array, Directions], Directions]:
     """Build the products of a factor with the velocities of a layer, zeros without a condition.
 
-    The velocities are constants. For the rule and the cache, see `_gated_product`.
+    The velocities are constants. The value of the product is there to make zeros of its type. For
+    the rule and the cache, see `_gated_product`.
     """
+    product = _product_with_layer(primitive, params, layer_is_left)
 
-    def product(other: Array, direction: Array) -> Array:
-        operands = (direction, other) if layer_is_left else (other, direction)
-        return primitive.bind(*operands, **dict(params))
-
-    def products(other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
+    def products(other: Array, directions: Directions) -> Directions:
         return tuple(product(other, direction) for direction in directions)
 
-    def zeros(function: Callable[..., Any], *operands: Any) -> Any:
-        shapes = jax.eval_shape(function, *operands)
-        return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-
     @jax.jit
-    def forward(condition: Array, other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
-        stopped = functools.partial(zeros, products)
-        return lax.cond(condition, products, stopped, other, directions)
+    def forward(condition: Array, value: Array, other: Array, directions: Directions) -> Directions:
+        def moving() -> Directions:
+            return products(other, directions)
 
-    def pull_back(
-        other: Array, directions: tuple[Array, ...], cotangents: tuple[Array, ...]
-    ) -> Array:
-        return jax.linear_transpose(lambda other: products(other, directions), other)(cotangents)[0]
+        def stopped() -> Directions:
+            return (jnp.zeros_like(value),) * len(directions)
+
+        return lax.cond(condition, moving, stopped)
 
     @jax.jit
     def backward(
-        condition: Array,
-        other: Array,
-        directions: tuple[Array, ...],
-        cotangents: tuple[Array, ...],
+        condition: Array, other: Array, directions: Directions, cotangents: Directions
     ) -> Array:
-        stopped = functools.partial(zeros, pull_back)
-        return lax.cond(condition, pull_back, stopped, other, directions, cotangents)
+        def moving() -> Array:
+            transposed = jax.linear_transpose(lambda other: products(other, directions), other)
+            return transposed(cotangents)[0]
+
+        return lax.cond(condition, moving, lambda: jnp.zeros_like(other))
 
     @jax.custom_vjp
-    def gated(condition: Array, other: Array, directions: tuple[Array, ...]) -> tuple[Array, ...]:
-        return forward(condition, other, directions)
+    def gated(condition: Array, value: Array, other: Array, directions: Directions) -> Directions:
+        return forward(condition, value, other, directions)
+
+    def gated_forward(
+        condition: Array, value: Array, other: Array, directions: Directions
+    ) -> tuple[Directions, Any]:
+        return forward(condition, value, other, directions), (condition, other, directions)
 
     def gated_backward(
-        residuals: Any, cotangents: tuple[Array, ...]
-    ) -> tuple[None, Array, tuple[Array, ...]]:
+        residuals: Any, cotangents: Directions
+    ) -> tuple[None, Array, Array, Directions]:
         _, _, directions = residuals
         constants = tuple(map(jnp.zeros_like, directions))
-        return None, backward(*residuals, cotangents), constants
+        no_slope = jnp.zeros_like(cotangents[0])
+        return None, no_slope, backward(*residuals, cotangents), constants
 
-    gated.defvjp(lambda *operands: (forward(*operands), operands), gated_backward)
+    gated.defvjp(gated_forward, gated_backward)
     return gated
 
 
@@ -285,10 +323,7 @@ def _gated_product(
     rule of its own. The velocity of the layer must be a constant. Layers of one shape share one
     trace, which keeps the time to compile a step with many layers in hand.
     """
-
-    def product(other: Array, layer: Array) -> Array:
-        operands = (layer, other) if layer_is_left else (other, layer)
-        return primitive.bind(*operands, **dict(params))
+    product = _product_with_layer(primitive, params, layer_is_left)
 
     def evaluated(scale: Array, value: Array, other: Jet, layer: Jet) -> Any:
         return _evaluate_streams(product, other, layer, value, scale)
@@ -352,10 +387,13 @@ def _scale(left: Jet, right: Jet) -> Array:
     """Return the scale at which rounding errors are least, as a power of two."""
 
     def size(array: Array) -> Array:
-        return jnp.sqrt(jnp.mean(jnp.square(jnp.abs(lax.stop_gradient(array)))))
+        absolute = jnp.abs(lax.stop_gradient(array))
+        return jnp.sqrt(jnp.mean(jnp.square(absolute.astype(accumulation_dtype(absolute.dtype)))))
 
     (d_left, *_), (d_right, *_) = left.velocity, right.velocity
-    ratio = (size(left.value) * size(right.value)) / (size(d_left) * size(d_right))
+    ratio = (size(left.value) / size(d_left)) * (size(right.value) / size(d_right))
     exponent = jnp.round(0.5 * jnp.log2(ratio))
-    scale = jnp.where(jnp.isfinite(exponent), jnp.exp2(exponent), jnp.ones_like(exponent))
-    return scale.astype(left.value.dtype)
+    # The power must be a number of the factors' dtypes, and so must its inverse.
+    limit = min(jnp.finfo(jet.value.dtype).maxexp for jet in (left, right)) - 2
+    exponent = jnp.clip(exponent, -limit, limit)
+    return jnp.where(jnp.isfinite(ratio) & (ratio > 0), jnp.exp2(exponent), jnp.ones_like(exponent))

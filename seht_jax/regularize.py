@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
-from seht_jax.curvature import Curvature, accumulation_dtype, inner_product
+from seht_jax.curvature import Curvature, inner_product
 from seht_jax.penalty import (
     NUM_BRANCHES,
     PROBE_BATCH,
@@ -31,6 +31,7 @@ from seht_jax.penalty import (
     penalty_terms,
     switch,
 )
+from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,
@@ -302,7 +303,7 @@ def _penalised_loss(
         value, estimate, aux, gradients = _opaque(functools.partial(evaluate, chosen=chosen))(
             choices, lam, operands
         )
-        _check_marked(operands, chosen, value)
+        _check_varying(operands, chosen, value)
         dtype = accumulation_dtype(value.dtype)
         slope = jnp.zeros((), dtype)
         for gradient, i in zip(gradients, chosen, strict=True):
@@ -324,7 +325,9 @@ def _penalised_loss(
 def _saturated(estimate: Array, bound: float | None) -> Array:
     if bound is None:
         return estimate
-    return estimate * jax.lax.rsqrt(1 + jnp.square(estimate / bound))
+    # Clipped where it is the bound to all digits, and its square would overflow.
+    ratio = jnp.clip(estimate / bound, -1e18, 1e18)
+    return bound * ratio * jax.lax.rsqrt(1 + jnp.square(ratio))
 
 
 def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -339,7 +342,7 @@ def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:
     return opaque
 
 
-def _check_marked(operands: Sequence[Array], chosen: Sequence[int], value: Array) -> None:
+def _check_varying(operands: Sequence[Array], chosen: Sequence[int], value: Array) -> None:
     """Refuse what would be silently wrong: see `close_loss` on `shard_map`.
 
     Raises:

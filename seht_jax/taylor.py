@@ -23,7 +23,7 @@ What makes it fast:
 - *Structural zeros*. A velocity or an acceleration that is zero is `None` and costs nothing: there
   is neither before the first probed layer, and no acceleration after operations that are linear,
   or linear in pieces, until the first product of two velocities.
-- *Entered programs*. The bodies of `jit`, `cond`, `while`, `scan` and `checkpoint` carry the three
+- *Entered programs*. The bodies of `jit`, `cond`, `while`, `scan` and `checkpoint` carry all
   streams themselves.
 
 The Gauss-Newton form drops what the curvature of the network itself adds: up to its outputs, which
@@ -50,9 +50,9 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array
 
-from seht_jax._compat import as_varying, bind_equation, has_reference, varying_axes
+from seht_jax._compat import bind_equation, has_reference
 from seht_jax.jet import Jet, add
-from seht_jax.outputs import check_first_mark, is_mark
+from seht_jax.outputs import is_mark
 from seht_jax.products import multiply, multiply_to_first_order
 
 Rule: TypeAlias = Callable[[core.JaxprEqn, Sequence[Jet]], Sequence[Jet]]
@@ -68,9 +68,6 @@ def propagate(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Jet]) -
 
     Returns:
         One jet for each of its outputs.
-
-    Raises:
-        ValueError: If outputs are marked that depend on other marked outputs.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -95,10 +92,7 @@ def propagate(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Jet]) -
         return Jet(atom.val) if isinstance(atom, core.Literal) else environment[atom]
 
     for equation in jaxpr.eqns:
-        inputs = [read(atom) for atom in equation.invars]
-        if is_mark(equation) and inputs[0].moves:
-            check_first_mark(any(jet.tangent is not None for jet in environment.values()))
-        outputs = _apply(equation, inputs)
+        outputs = _apply(equation, [read(atom) for atom in equation.invars])
         environment.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -123,9 +117,9 @@ def propagates(jaxpr: core.Jaxpr) -> bool:
 
 def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     moves = any(jet.moves for jet in inputs)
-    approaches = any(jet.tangent is not None for jet in inputs)
+    has_tangent = any(jet.tangent is not None for jet in inputs)
     # What returns no real or complex numbers (a comparison, a print) has nothing to derive.
-    if not (moves or approaches) or not any(map(_is_inexact, equation.outvars)):
+    if not (moves or has_tangent) or not any(map(_is_inexact, equation.outvars)):
         return [Jet(value) for value in bind_equation(equation, [jet.value for jet in inputs])]
     if equation.primitive in _RULES_OF_BODIES:
         outputs = _RULES_OF_BODIES[equation.primitive](equation, inputs)
@@ -133,7 +127,7 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
         moving = [jet._replace(tangent=None) for jet in inputs]
         outputs = _RULES.get(equation.primitive, _differentiated)(equation, moving)
     else:
-        outputs = _approaching(equation, inputs)
+        outputs = _to_first_order(equation, inputs)
     inexact = [
         jet if _is_inexact(variable) else Jet(jet.value)
         for jet, variable in zip(outputs, equation.outvars, strict=True)
@@ -144,7 +138,7 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     return inexact
 
 
-def _approaching(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
+def _to_first_order(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     """Propagate tangents, to which the mark of the outputs puts an end."""
     inputs = [Jet(jet.value, jet.tangent, None, jet.condition) for jet in inputs]
     results = _FIRST_ORDER_RULES.get(equation.primitive, _first_differentiated)(equation, inputs)
@@ -251,8 +245,8 @@ def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     """Propagate through any operation by its JVP rule, applied twice."""
-    if equation.primitive.multiple_results:
-        # The rule of a linear solve does not take tangents for a part of its operands.
+    if equation.primitive is primitives.linear_solve_p:
+        # Its rule does not take tangents for a part of the operands.
         inputs = _with_all_streams(inputs)
     values = [jet.value for jet in inputs]
     velocities = [jet.velocity for jet in inputs]
@@ -293,7 +287,7 @@ def _first_product(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 
 def _first_differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
-    if equation.primitive.multiple_results:
+    if equation.primitive is primitives.linear_solve_p:
         inputs = _with_all_streams(inputs)
     return _linear(equation, inputs)
 
@@ -365,6 +359,10 @@ def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     inputs = _unconditional(inputs)
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = params["jaxpr"]
+    if params["length"] == 0:
+        results = bind_equation(equation, [jet.value for jet in inputs])
+        carry = inputs[num_consts : num_consts + num_carry]
+        return [*carry, *map(Jet, results[num_carry:])]
     consts = list(inputs[:num_consts])
     sequences = list(inputs[num_consts + num_carry :])
 
@@ -425,9 +423,7 @@ def _with_zeros(jets: Sequence[Jet], like: Sequence[Jet]) -> list[Jet]:
     def filled(stream: Any, model: Any, value: Any) -> Any:
         if stream is not None:
             return stream
-        return jax.tree.map(
-            lambda x: as_varying(jnp.zeros(x.shape, x.dtype), varying_axes(value)), model
-        )
+        return jax.tree.map(lambda x: jnp.zeros_like(value, dtype=x.dtype), model)
 
     return [
         Jet(

@@ -19,7 +19,6 @@ from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.convolution import canonical_on_cpu
 from seht_jax.curvature import (
     Curvature,
-    accumulation_dtype,
     check_outputs,
     gauss_newton_product,
     hvp,
@@ -33,6 +32,7 @@ from seht_jax.penalty import (
     check_switch,
     shared_key,
 )
+from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import (
     LayerFunction,
     LayerTable,

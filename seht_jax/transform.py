@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import close_loss
-from seht_jax.curvature import Curvature, accumulation_dtype
+from seht_jax.curvature import Curvature
 from seht_jax.penalty import (
     NUM_BRANCHES,
     PROBE_BATCH,
@@ -27,6 +27,7 @@ from seht_jax.penalty import (
     penalty_terms,
     switch,
 )
+from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import LayerFunction, ProbeProbability, layer_table, module_layer
 
 
@@ -138,8 +139,13 @@ def add_hessian_trace(
             message = f"relative must be above 0, got {relative}"
             raise ValueError(message)
         relative = as_scalar("relative", relative)
-    always_full = relative is not None and isinstance(lam, numbers.Real) and lam == math.inf
-    strength = lam if callable(lam) or always_full else as_scalar("lam", lam)
+
+    def checked(lam: Any) -> Array:
+        if relative is not None and isinstance(lam, numbers.Real) and math.isinf(lam):
+            return jnp.asarray(float(lam))
+        return as_scalar("lam", lam)
+
+    strength = lam if callable(lam) else checked(lam)
 
     def init(params: PyTree) -> AddHessianTraceState:
         layer_table(_complete(params), penalty.layers)
@@ -170,8 +176,7 @@ def add_hessian_trace(
         choices = draw(penalty, table, loss, operands, step_key, active)
         chosen = range(len(operands) - loss.num_params, len(operands))
         axes = varying_axes(loss.jaxpr.outvars[0].aval)
-        scale = strength(state.count) if callable(strength) else strength
-        scale = jnp.asarray(math.inf) if always_full else as_scalar("lam", scale)
+        scale = checked(strength(state.count)) if callable(strength) else strength
 
         def penalised(
             suffix: Collection[int], choices: Draw, operands: list[Array]

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from oracle import case_with_hessian, without_aux
 
 import seht_jax as seht
-from seht_jax.curvature import accumulation_dtype, inner_product
+from seht_jax.curvature import inner_product
 
 
 def direction_like(params):
@@ -74,16 +74,3 @@ def test_inner_products_are_summed_in_the_dtype_asked_for():
     ones = [jnp.ones(2048, jnp.bfloat16), jnp.ones((2, 1024), jnp.bfloat16)]
     total = inner_product(ones, ones, jnp.float32)
     assert (total, total.dtype) == (4096, jnp.float32)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        ("float16", "float32"),
-        ("bfloat16", "float32"),
-        ("float32", "float32"),
-        ("float64", "float64"),
-    ],
-)
-def test_sums_are_at_least_float32(dtype, expected):
-    assert accumulation_dtype(jnp.dtype(dtype)) == expected

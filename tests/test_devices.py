@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seht_jax as seht
+from seht_jax import products
 
 KEY = jax.random.key(3)
 LAM = 0.3
@@ -255,6 +256,78 @@ def test_an_explicit_mesh_gives_what_one_device_does(data, p):
             jax.device_put(params, NamedSharding(mesh, P())), sharded(batch, mesh), KEY
         )
     assert_close(actual, expected)
+
+
+def recurrent_loss(params, batch):
+    def cell(hidden, x):
+        hidden = jnp.tanh(x + hidden @ params["kernel"])
+        return hidden, hidden
+
+    _, hiddens = lax.scan(cell, jnp.zeros_like(batch[0]), batch)
+    return jnp.mean(hiddens**2)
+
+
+def test_a_recurrent_network_runs_on_an_explicit_mesh():
+    params = {"kernel": jax.random.normal(KEY, (3, 3))}
+    batch = jax.random.normal(jax.random.key(1), (4, 8, 3))
+
+    @jax.jit
+    def step(params, batch):
+        return jax.value_and_grad(seht.regularize(recurrent_loss, KEY, None, LAM))(params, batch)
+
+    expected = step(params, batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        actual = step(
+            jax.device_put(params, NamedSharding(mesh, P())),
+            jax.device_put(batch, NamedSharding(mesh, P(None, "data"))),
+        )
+    assert_close(actual, expected)
+
+
+# Layers that may not be drawn, whose products have branches where they are large
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("mode", ["explicit", "shard_map", "vmap", "hessian_of_the_penalised"])
+def test_branches_of_layers_are_as_good_as_none(data, mode, curvature, monkeypatch):
+    params, batch = data
+
+    def marked_loss(params, batch):
+        hidden = jnp.tanh(batch["image"] @ params["first"]["kernel"])
+        outputs = seht.outputs(hidden @ params["second"]["kernel"])
+        return jnp.mean((outputs - batch["target"]) ** 2)
+
+    def step(params, batch, key):
+        penalised = seht.regularize(marked_loss, key, (0.5, 0.4), LAM, curvature=curvature)
+        if mode == "hessian_of_the_penalised":
+            return jax.hessian(penalised)(params, batch)
+        return jax.value_and_grad(penalised)(params, batch)
+
+    def results():
+        keys = jax.random.split(KEY, 4)
+        match mode:
+            case "explicit":
+                mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+                with jax.set_mesh(mesh):
+                    replicated = jax.device_put(params, NamedSharding(mesh, P()))
+                    return [jax.jit(step)(replicated, sharded(batch, mesh), key) for key in keys]
+            case "shard_map":
+
+                def mean_step(*operands):
+                    loss, gradients = step(*operands)
+                    return lax.pmean(loss, "data"), gradients
+
+                specs = (P(), P("data"), P())
+                mapped = jax.shard_map(mean_step, mesh=MESH, in_specs=specs, out_specs=P())
+                return [jax.jit(mapped)(params, batch, key) for key in keys]
+            case "vmap":
+                return jax.jit(jax.vmap(step, (None, None, 0)))(params, batch, keys)
+        return jax.jit(step)(params, batch, keys[0])
+
+    without = results()
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", 0)
+    assert_close(results(), without)
 
 
 # Corners of `shard_map`

@@ -11,9 +11,12 @@ import numpy as np
 import oracle
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec as P
 
 import seht_jax as seht
 from seht_jax import products
+from seht_jax.outputs import ENTERED
+from seht_jax.taylor import _RULES_OF_BODIES
 
 LAM = 0.3
 MODES = {
@@ -341,6 +344,15 @@ def reversal(x):
 reversal.defvjp(lambda x: (x, None), lambda _, cotangent: (-cotangent,))
 
 
+def marked_inside(transform, w):
+    return transform(seht.outputs)(w * seht.outputs(w))
+
+
+def marked_on_devices(w):
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    return jax.shard_map(seht.outputs, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(w)
+
+
 def marked_rounds(w):
     return jax.lax.fori_loop(0, 3, lambda _, x: seht.outputs(w * x), jnp.ones(3))
 
@@ -349,14 +361,28 @@ def marked_rounds(w):
     ("loss_fn", "error", "message"),
     [
         (lambda w: jnp.sum(w**2), ValueError, "needs to know where the network ends"),
-        (lambda w: jnp.sum(identity(w) ** 2), ValueError, "called inside of a jax.custom_jvp"),
+        (lambda w: jnp.sum(identity(w) ** 2), ValueError, "does not look into"),
         (lambda w: jnp.sum(seht.outputs(reversal(w)) ** 2), TypeError, "a jax.custom_vjp"),
         (lambda w: jnp.sum(w * seht.outputs(jnp.ones(3))), ValueError, "do not depend on"),
         (lambda w: jnp.sum(w) + jnp.sum(0 * jnp.sign(seht.outputs(w))), ValueError, "not depend"),
         (lambda w: jnp.sum(seht.outputs(w * seht.outputs(w)) ** 2), ValueError, "before"),
+        (lambda w: jnp.sum(marked_inside(jax.jit, w) ** 2), ValueError, "before"),
+        (lambda w: jnp.sum(marked_inside(jax.checkpoint, w) ** 2), ValueError, "before"),
         (lambda w: jnp.sum(marked_rounds(w) ** 2), ValueError, "in an earlier round"),
+        (lambda w: jnp.sum(marked_on_devices(w) ** 2), ValueError, "does not look into"),
     ],
-    ids=["missing", "in_a_rule", "custom_vjp", "of_a_constant", "unused", "twice", "in_rounds"],
+    ids=[
+        "missing",
+        "in_a_custom_rule",
+        "custom_vjp",
+        "of_a_constant",
+        "unused",
+        "twice",
+        "twice_inside_jit",
+        "twice_inside_checkpoint",
+        "in_rounds",
+        "in_shard_map",
+    ],
 )
 @pytest.mark.parametrize(
     "call",
@@ -402,3 +428,20 @@ def test_the_optax_form_takes_it():
     _, step_key = jax.random.split(key)
     penalised = penalised_by(matrix, functools.partial(lambda _: 0.0), step_key, None)
     oracle.assert_close(updates, jax.grad(penalised)(params))
+
+
+def test_marks_are_seen_in_the_bodies_that_are_entered():
+    assert set(ENTERED) == set(_RULES_OF_BODIES)
+
+
+def test_a_token_that_was_chosen_is_no_output():
+    """Outputs may depend on a choice that others led to: integers carry no derivative."""
+
+    def loss_fn(w):
+        first = seht.outputs(w[:2] ** 2)
+        return jnp.sum(first**2) + jnp.sum(seht.outputs(w[jnp.argmax(first)]) ** 2)
+
+    w = jnp.array([1.0, 2.0, 3.0])
+    # 2 (2 w)^2 for the first two, and 2 for the chosen one, which is the second.
+    trace = seht.exact_trace(loss_fn, curvature="gauss_newton")(w)
+    assert float(trace) == 2 * (4 + 16) + 2

@@ -190,3 +190,44 @@ def test_small_products_are_made_by_the_formula(case, monkeypatch):
     program = jax.make_jaxpr(lambda: multiply(equation, left, right))()
     names = [equation.primitive.name for equation in program.eqns]
     assert "custom_jvp_call" not in names
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "sizes", [(1.0, 1.0, 1.0, 1.0), (0.01, 30.0, 0.01, 30.0), (1, 1e-3, 1, 1e-2)]
+)
+def test_low_precision_has_its_own_errors_alone(case, dtype, sizes):
+    function, _, left, right = case
+    left, right = (
+        Jet(
+            (size * jet.value).astype(dtype),
+            tuple((step * v).astype(dtype) for v in jet.velocity),
+        )
+        for jet, size, step in ((left, *sizes[:2]), (right, *sizes[2:]))
+    )
+    if function is jnp.matmul:
+        function = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    (equation,) = jax.make_jaxpr(function)(left.value, right.value).jaxpr.eqns
+    actual = multiply(equation, left, right)
+    exact = jax.tree.map(lambda x: x.astype(float), (left, right))
+    expected = formula(case[0], *exact)
+    tolerance = 8 * float(jnp.finfo(dtype).eps)
+    for stream, wanted in zip(
+        jax.tree.leaves(tuple(actual)), jax.tree.leaves(expected), strict=True
+    ):
+        assert jnp.max(jnp.abs(stream.astype(float) - wanted)) < tolerance * jnp.max(
+            jnp.abs(wanted)
+        )
+
+
+def test_a_derivative_by_the_velocity_along_one_direction_alone_is_complete(case):
+    _, equation, left, right = case
+
+    def gradient(only):
+        def total(velocity):
+            jet = left._replace(velocity=(velocity, left.velocity[1]))
+            return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(only(equation, jet, right)))
+
+        return jax.grad(total)(left.velocity[0])
+
+    chex.assert_trees_all_close(gradient(multiply), gradient(products._directly), rtol=1e-9)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.interpreters import ad, mlir
 from jax.sharding import PartitionSpec as P
 
 from seht_jax.jet import Jet
@@ -480,3 +481,34 @@ def test_the_context_of_an_operation_is_kept():
     x, directions = example()
     value, _, _ = jax.jit(functools.partial(curvature, dropout))(x, directions)
     np.testing.assert_array_equal(value, jax.jit(dropout)(x))
+
+
+def through_no_rounds(x):
+    total, ys = lax.scan(lambda carry, y: (carry * y, carry + y), x, jnp.zeros((0, SIZE)))
+    return jnp.sum(total**3) + jnp.sum(ys)
+
+
+def through_linear_call(x):
+    def forward(scale, y):
+        return scale * y
+
+    return jax.custom_derivatives.linear_call(forward, forward, jnp.arange(float(SIZE)), x**3)
+
+
+unknown_p = core.Primitive("unknown_cube")
+unknown_p.def_impl(lambda x: x**3)
+unknown_p.def_abstract_eval(lambda x: x)
+ad.defjvp(unknown_p, lambda tangent, x: 3 * x**2 * tangent)
+mlir.register_lowering(unknown_p, mlir.lower_fun(lambda x: x**3, multiple_results=False))
+
+
+@pytest.mark.parametrize(
+    "function", [through_no_rounds, through_linear_call, unknown_p.bind], ids=lambda f: str(f)[:30]
+)
+def test_unusual_operations_are_right(function):
+    x, directions = example()
+    chex.assert_trees_all_close(
+        jax.jit(functools.partial(curvature, function))(x, directions),
+        jax.jit(functools.partial(expected_curvature, function))(x, directions),
+        rtol=1e-10,
+    )

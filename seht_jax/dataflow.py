@@ -1,0 +1,89 @@
+"""What depends on what in a jaxpr: sets of sources that flow from its inputs to its outputs.
+
+A set is an integer, whose bits are its members.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from jax.extend import core
+from jax.extend.core import primitives
+
+Visit: TypeAlias = Callable[[core.JaxprEqn, Sequence[int], int], Sequence[int]]
+
+
+def flow(
+    jaxpr: core.Jaxpr, sources: Sequence[int], visit: Visit, repetitions: int = 1
+) -> list[int]:
+    """Let sets flow through a jaxpr and the bodies of its control flow.
+
+    Args:
+        jaxpr: The computation.
+        sources: For each input, the set of what it holds.
+        visit: `visit(equation, inputs, repetitions)` returns the sets of the results of an equation
+            without a body, from those of its operands. The body of a loop is visited several times
+            with 0 repetitions, until the sets of its carry no longer grow, and once with the number
+            of times that it runs, where that is known.
+        repetitions: How often the computation is run.
+
+    Returns:
+        The sets of the outputs.
+    """
+    known: dict[core.Var, int] = dict(zip(jaxpr.invars, sources, strict=True))
+
+    def read(atom: Any) -> int:
+        return 0 if isinstance(atom, core.Literal) else known.get(atom, 0)
+
+    for equation in jaxpr.eqns:
+        inputs = [read(atom) for atom in equation.invars]
+        outputs = _flow_through(equation, inputs, visit, repetitions)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def union(sets: Sequence[int]) -> int:
+    """Unite sets.
+
+    Args:
+        sets: Sets.
+
+    Returns:
+        Their union.
+    """
+    united = 0
+    for each in sets:
+        united |= each
+    return united
+
+
+def _flow_through(
+    equation: core.JaxprEqn, inputs: list[int], visit: Visit, repetitions: int
+) -> Sequence[int]:
+    params = equation.params
+    bodies = list(core.jaxprs_in_params(params))
+    match equation.primitive:
+        case primitives.scan_p:
+            first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+            inputs = _settled(bodies[0], inputs, first, last, visit)
+            return flow(bodies[0], inputs, visit, repetitions * params["length"])
+        case primitives.while_p:
+            inputs = inputs[params["cond_nconsts"] :]
+            inputs = _settled(bodies[1], inputs, params["body_nconsts"], len(inputs), visit)
+            return flow(bodies[1], inputs, visit, repetitions)
+        case primitives.cond_p:
+            index, *operands = inputs
+            results = [flow(body, operands, visit, repetitions) for body in bodies]
+            return [union([index, *sets]) for sets in zip(*results, strict=True)]
+    if len(bodies) == 1 and len(bodies[0].invars) == len(inputs):
+        return flow(bodies[0], inputs, visit, repetitions)
+    return visit(equation, inputs, repetitions)
+
+
+def _settled(body: core.Jaxpr, inputs: list[int], first: int, last: int, visit: Visit) -> list[int]:
+    """Return the sets of a loop's inputs; those of the carry grow from round to round."""
+    while True:
+        results = flow(body, inputs, visit, 0)
+        carry = [a | b for a, b in zip(inputs[first:last], results, strict=False)]
+        if carry == inputs[first:last]:
+            return inputs
+        inputs = [*inputs[:first], *carry, *inputs[last:]]
