@@ -9,6 +9,8 @@ PyTorch's threads wait actively for one another: time it on a machine that does 
 # PyTorch is in the extra `bench` alone, and type checking goes without it.
 # pyright: reportMissingImports=false
 
+import bisect
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -23,8 +25,8 @@ from benchmarks.models import NUM_CLASSES, Size
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Layers: TypeAlias = Sequence[Sequence[Tensor]]
 
-KEYS_DRAWING_NOTHING = 4
-KEYS_DRAWING_SOMETHING = 24
+GROUPS = 6  # of layers one after the other, of which one has the first drawn layer
+KEYS_OF_GROUP = 4
 _MAX_SEEDS = 1_000_000
 
 
@@ -91,34 +93,33 @@ def draw_layers(seed: int, num_layers: int, p: float) -> list[bool]:
 
 
 def strata(num_layers: int, p: float) -> tuple[Stratum, ...]:
-    """Divide the draws into those of nothing and those of something.
+    """Divide the draws by the first drawn layer, before which there is nothing to differentiate.
 
     Args:
         num_layers: The number of layers.
         p: The probability of a layer.
 
     Returns:
-        The two strata.
+        The stratum in which nothing is drawn, and one for each group of layers.
 
     Raises:
-        RuntimeError: If the draws are so improbable that no seed was found.
+        RuntimeError: If a draw is so improbable that no seed was found.
     """
-    nothing: list[int] = []
-    something: list[int] = []
+    num_groups = min(GROUPS, num_layers)
+    starts = [group * num_layers // num_groups for group in range(num_groups + 1)]
+    seeds: list[list[int]] = [[] for _ in range(num_groups + 1)]
     for seed in range(_MAX_SEEDS):
-        found, count = (
-            (something, KEYS_DRAWING_SOMETHING)
-            if any(draw_layers(seed, num_layers, p))
-            else (nothing, KEYS_DRAWING_NOTHING)
-        )
-        if len(found) < count:
-            found.append(seed)
-        if len(nothing) == KEYS_DRAWING_NOTHING and len(something) == KEYS_DRAWING_SOMETHING:
+        drawn = draw_layers(seed, num_layers, p)
+        group = bisect.bisect_right(starts, drawn.index(True)) if any(drawn) else 0
+        if len(seeds[group]) < KEYS_OF_GROUP:
+            seeds[group].append(seed)
+        if all(len(found) == KEYS_OF_GROUP for found in seeds):
             break
-    if not nothing or not something:
+    if not all(seeds):
         raise RuntimeError(f"{_MAX_SEEDS} seeds draw alike with p = {p} and {num_layers} layers")
-    probability = (1 - p) ** num_layers
-    return Stratum(probability, tuple(nothing)), Stratum(1 - probability, tuple(something))
+    reached = [(1 - p) ** start for start in starts]
+    probabilities = [reached[-1], *(a - b for a, b in itertools.pairwise(reached))]
+    return tuple(map(Stratum, probabilities, map(tuple, seeds)))
 
 
 def _penalised_gradients(

@@ -43,7 +43,6 @@ SHARPNESS_RADIUS = 0.05  # SAM's rho, which does not change the cost
 
 NOTHING_DRAWN = "nothing drawn"
 KEYS_OF_BRANCH = 4
-KEYS_OF_UNKNOWN_BRANCHES = 24  # enough draws that their mean is that of SEHT-D within some percent
 _FORMS = {"hessian": "", "gauss_newton": "Gauss-Newton "}
 _SEEDS_AT_A_TIME = 4096
 _MAX_SEEDS = 100 * _SEEDS_AT_A_TIME
@@ -290,27 +289,24 @@ def matfree_step(model: BenchmarkModel) -> Step:
 # --------------------------------------------------------------------------------------- the draws
 
 
-def strata(params: Any, p: float, boundaries: LayerGroups | None = None) -> tuple[Stratum, ...]:
+def strata(params: Any, p: float, boundaries: LayerGroups) -> tuple[Stratum, ...]:
     """Divide SEHT-D's draws of layers into strata: nothing drawn, and one for each branch.
 
     Args:
         params: The params.
         p: The probability of a layer.
         boundaries: The layers of each branch of the library's switch: the branch that runs is the
-            first that has a drawn layer. `None` where the branches are not known; then there is one
-            stratum, with many keys, for all draws that are not empty.
+            first that has a drawn layer.
 
     Returns:
         The strata that have a probability above 0, each with keys of `seht_jax.regularize`.
     """
     names = seht.layer_names(params)
-    groups = (names,) if boundaries is None else boundaries
-    count = KEYS_OF_UNKNOWN_BRANCHES if boundaries is None else KEYS_OF_BRANCH
-    found = representative_keys(names, p, groups, count)
+    found = representative_keys(names, p, boundaries)
     undrawn = 1 - p
     before = 0
     probabilities = []
-    for group in groups:
+    for group in boundaries:
         probabilities.append(undrawn**before * (1 - undrawn ** len(group)))
         before += len(group)
     strata = [
