@@ -101,7 +101,8 @@ def regularize(
             once per call, and in the drawn layers each entry of a probe is +1 or -1 with
             probability p *each* and 0 otherwise (`sparse_signs`). A pair `(p_layers, p_entries)`
             sets the two apart; p_layers in (0, 1], p_entries in (0, 0.5]. Python numbers.
-        lam: The strength lambda, a number or a traced scalar. Where it is 0, the step is a plain
+        lam: The strength lambda, a number or a traced scalar, such as a schedule's value at the
+            step. Where it is 0, the step is a plain
             one, unless it is differentiated by lambda.
         num_probes: The number K of probes, the paper's maxIter.
         probe_batch: How many probes are propagated at once, at most. More are faster, and take
