@@ -102,8 +102,7 @@ def regularize(
             probability p *each* and 0 otherwise (`sparse_signs`). A pair `(p_layers, p_entries)`
             sets the two apart; p_layers in (0, 1], p_entries in (0, 0.5]. Python numbers.
         lam: The strength lambda, a number or a traced scalar, such as a schedule's value at the
-            step. Where it is 0, the step is a plain
-            one, unless it is differentiated by lambda.
+            step. Where it is 0, the step is a plain one, unless it is differentiated by lambda.
         num_probes: The number K of probes, the paper's maxIter.
         probe_batch: How many probes are propagated at once, at most. More are faster, and take
             more memory and time to compile; more probes than that are taken batch by batch.
