@@ -16,6 +16,7 @@ from jax.extend.core import primitives
 from jax.interpreters import ad, mlir
 from jax.sharding import PartitionSpec as P
 
+from seht_jax import products
 from seht_jax.jet import Jet
 from seht_jax.taylor import propagate, propagates
 
@@ -317,8 +318,20 @@ def test_a_while_loop_is_entered():
 
 # Random programs
 
+
+def through_rounds(x):
+    return lax.fori_loop(0, 2, lambda i, y: jnp.sin(y) + x * i.astype(float), x)
+
+
+def by_a_condition(x):
+    return lax.cond(jnp.sum(x) > 0, lambda x: x**2, jnp.cos, x)
+
+
 UNARY = (
     jnp.sin,
+    through_rounds,
+    by_a_condition,
+    jax.checkpoint(lambda x: jnp.sin(x) * x),
     jnp.exp,
     jnp.tanh,
     jnp.flip,
@@ -364,10 +377,11 @@ def programs(draw):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(programs())
-def test_random_programs(program):
+@given(programs(), st.sampled_from([0, 100]))
+def test_random_programs(program, intensity):
     x, directions = example()
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_WORTHWHILE_INTENSITY", intensity)
         x, directions = jax.tree.map(lambda a: jnp.asarray(a, float), (x, directions))
         actual = curvature(program, x, directions)
         expected = expected_curvature(program, x, directions)
@@ -383,10 +397,17 @@ def jets(function, *inputs):
     return propagate(closed.jaxpr, closed.consts, inputs)
 
 
-def test_together_and_one_by_one_is_the_same():
+def convolved(x):
+    return jnp.sum(convolve(image(x), kernel(x, (2, 2, 2, 4))) ** 3)
+
+
+@pytest.mark.parametrize("intensity", [0, 100], ids=["evaluated", "by_the_formula"])
+@pytest.mark.parametrize("function", [attention, convolved, through_scan])
+def test_together_and_one_by_one_is_the_same(function, intensity, monkeypatch):
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", intensity)
     x, directions = example()
-    _, together, total = curvature(attention, x, directions)
-    alone = [curvature(attention, x, [direction]) for direction in directions]
+    _, together, total = curvature(function, x, directions)
+    alone = [curvature(function, x, [direction]) for direction in directions]
     chex.assert_trees_all_close(together, tuple(result[1][0] for result in alone), rtol=1e-12)
     chex.assert_trees_all_close(total, sum(result[2] for result in alone), rtol=1e-10)
 
