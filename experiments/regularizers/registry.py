@@ -47,7 +47,10 @@ def describe_method(method: Sequence[Regularizer]) -> list[str]:
 
 def _describe(regularizer: Regularizer) -> str:
     fields = dataclasses.asdict(regularizer)
-    settings = ",".join(f"{name}={value!r}" for name, value in fields.items())
+    settings = ",".join(
+        f"{name}={value if isinstance(value, str) else repr(value)}"
+        for name, value in fields.items()
+    )
     return f"{regularizer.name}:{settings}" if settings else regularizer.name
 
 

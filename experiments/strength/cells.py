@@ -95,7 +95,9 @@ def _train(
 ) -> Run:
     key = jax.random.key(seed)
     init_key, order_key, probe_key, trace_key = jax.random.split(key, 4)
-    tx = task.optimizer(optax.cosine_decay_schedule(1.0, num_steps))
+    cosine = optax.cosine_decay_schedule(1.0, num_steps)
+    # Optax compares the integer count with a float, which strict dtype promotion refuses.
+    tx = task.optimizer(lambda count: cosine(jnp.asarray(count, jnp.float32)))
     params, batch_stats = task.init(init_key)
     inputs, labels = task.train
 

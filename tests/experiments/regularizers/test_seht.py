@@ -54,7 +54,7 @@ def test_warm_up_is_linear(step, share):
 def test_one_probability_stands_for_layers_and_entries():
     assert SehtD(p=0.1).settings["p"] == (0.1, 0.1)
     assert SehtD(p=0.1, p_entries=0.5).settings["p"] == (0.1, 0.5)
-    assert SehtH().probability is None
+    assert SehtH().settings["p"] is None
 
 
 def test_methods_combine():
