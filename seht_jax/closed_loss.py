@@ -184,7 +184,9 @@ def _split_result(result: Any, *, has_aux: bool, name: str) -> tuple[Array, PyTr
     else:
         loss, aux = result, None
     if not isinstance(loss, float) and not hasattr(loss, "dtype"):
-        hint = "; pass has_aux=True" if isinstance(loss, tuple) and name == "loss_fn" else ""
+        hint = ""
+        if isinstance(loss, tuple):
+            hint = f"; pass {'has_aux=True' if name == 'loss_fn' else 'the loss alone'}"
         message = f"{name} must return a real scalar, got {_describe(loss)}{hint}"
         raise TypeError(message)
     loss = jnp.asarray(loss)

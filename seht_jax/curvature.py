@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.jet import Jet, add
-from seht_jax.outputs import check_marked, unreached_message
+from seht_jax.outputs import check_marked, linear_message, unreached_message
 from seht_jax.precision import accumulation_dtype
 from seht_jax.taylor import propagate, propagates
 
@@ -183,7 +183,7 @@ def check_outputs(loss: ClosedLoss, operands: Sequence[Array], probed: Sequence[
 
     Raises:
         TypeError: If the loss has no forward derivative.
-        ValueError: If there is no mark, or it has no part in the curvature.
+        ValueError: If there is no mark, it has no part in the curvature, or the loss has none.
     """
     check_marked(loss.jaxpr)
     if not propagates(loss.jaxpr):
@@ -199,8 +199,11 @@ def check_outputs(loss: ClosedLoss, operands: Sequence[Array], probed: Sequence[
     def streams(operands: Sequence[Array], probe: Probe) -> Jet:
         return _propagate_loss(loss, operands, [probe], "gauss_newton", {})[0]
 
-    if not jax.eval_shape(streams, list(operands), probe).moves:
+    result = jax.eval_shape(streams, list(operands), probe)
+    if not result.moves:
         raise ValueError(unreached_message())
+    if result.acceleration is None:
+        raise ValueError(linear_message())
 
 
 def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> Float[Array, ""]:

@@ -46,6 +46,10 @@ def outputs(network_outputs: Outputs) -> Outputs:
     a constant in G. Several arrays may be marked, together or one by one, if none depends on
     another; they are then outputs together.
 
+    Marks in other places are not refused, and are other matrices: around the params, G is the
+    Hessian itself; around hidden activations or probabilities, a part of the network counts as
+    loss.
+
     Args:
         network_outputs: An array, or a pytree of arrays, that the loss is computed from: logits
             rather than probabilities, so that the loss is convex in them.
@@ -123,6 +127,18 @@ def unreached_message() -> str:
     return (
         "the arrays that seht.outputs marks do not depend on the probed params, or the loss does "
         f"not depend on them; {_ADVICE}"
+    )
+
+
+def linear_message() -> str:
+    """Explain that a loss has no curvature in its marked outputs.
+
+    Returns:
+        A message.
+    """
+    return (
+        "the loss is linear, or linear in pieces, in the arrays that seht.outputs marks, so that "
+        f"its Gauss-Newton matrix is 0; {_ADVICE}"
     )
 
 

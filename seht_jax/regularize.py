@@ -134,7 +134,7 @@ def regularize(
     Returns:
         A function of `loss_fn`'s signature. It returns the penalised loss; with `has_aux`,
         `(loss, aux)`; with `with_estimate`, `(loss, estimate)`; with both,
-        `(loss, (aux, estimate))`.
+        `(loss, (aux, estimate))`. In the latter three `jax.value_and_grad` needs `has_aux=True`.
 
     Raises:
         TypeError: If an argument has the wrong type, here or, for params and loss, in the call.
