@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from seht_jax.closed_loss import ClosedLoss
 from seht_jax.jet import Jet, add
-from seht_jax.outputs import check_marked, linear_message, unreached_message
+from seht_jax.outputs import LINEAR, UNREACHED, check_marked
 from seht_jax.precision import accumulation_dtype
 from seht_jax.taylor import propagate, propagates
 
@@ -201,9 +201,9 @@ def check_outputs(loss: ClosedLoss, operands: Sequence[Array], probed: Sequence[
 
     result = jax.eval_shape(streams, list(operands), probe)
     if not result.moves:
-        raise ValueError(unreached_message())
+        raise ValueError(UNREACHED)
     if result.acceleration is None:
-        raise ValueError(linear_message())
+        raise ValueError(LINEAR)
 
 
 def inner_product(left: Sequence[Array], right: Sequence[Array], dtype: Any) -> Float[Array, ""]:

@@ -6,6 +6,7 @@ A set is an integer, whose bits are its members.
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
 
@@ -54,6 +55,19 @@ def union(sets: Sequence[int]) -> int:
     for each in sets:
         united |= each
     return united
+
+
+def is_inexact(variable: core.Var) -> bool:
+    """Return whether a variable holds real or complex numbers, which have derivatives.
+
+    Args:
+        variable: The variable; a token has no dtype.
+
+    Returns:
+        Whether it does.
+    """
+    aval: Any = variable.aval
+    return jnp.issubdtype(getattr(aval, "dtype", jnp.bool_), jnp.inexact)
 
 
 def _flow_through(

@@ -10,7 +10,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import PyTree
 
-from seht_jax.dataflow import flow, union
+from seht_jax.dataflow import flow, is_inexact, union
 
 # The operations whose bodies `taylor` enters.
 ENTERED = (
@@ -22,13 +22,23 @@ ENTERED = (
     primitives.scan_p,
 )
 
-Outputs = TypeVar("Outputs", bound=PyTree)
-
-_NAME = "seht:outputs"
 _ADVICE = (
     "mark the outputs of the network once in the loss, where all of the network is before the mark "
     "and nothing but the loss behind it: logits = seht.outputs(network(params, inputs))"
 )
+# What is wrong with a mark that is there and seen, for the errors.
+UNREACHED = (
+    "the arrays that seht.outputs marks do not depend on the probed params, or the loss does not "
+    f"depend on them; {_ADVICE}"
+)
+LINEAR = (
+    "the loss is linear, or linear in pieces, in the arrays that seht.outputs marks, so that its "
+    f"Gauss-Newton matrix is 0; {_ADVICE}"
+)
+
+Outputs = TypeVar("Outputs", bound=PyTree)
+
+_NAME = "seht:outputs"
 
 
 def outputs(network_outputs: Outputs) -> Outputs:
@@ -118,30 +128,6 @@ def check_marked(jaxpr: core.Jaxpr) -> None:
     flow(jaxpr, [0] * len(jaxpr.invars), _visit_once)
 
 
-def unreached_message() -> str:
-    """Explain that a mark has no part in the penalty.
-
-    Returns:
-        A message.
-    """
-    return (
-        "the arrays that seht.outputs marks do not depend on the probed params, or the loss does "
-        f"not depend on them; {_ADVICE}"
-    )
-
-
-def linear_message() -> str:
-    """Explain that a loss has no curvature in its marked outputs.
-
-    Returns:
-        A message.
-    """
-    return (
-        "the loss is linear, or linear in pieces, in the arrays that seht.outputs marks, so that "
-        f"its Gauss-Newton matrix is 0; {_ADVICE}"
-    )
-
-
 def _has_mark(jaxpr: core.Jaxpr, *, inside: bool) -> bool:
     """Return whether there is a mark inside, or outside, of what is looked into."""
     for equation in jaxpr.eqns:
@@ -176,7 +162,4 @@ def _visit_once(equation: core.JaxprEqn, inputs: Sequence[int], _repetitions: in
             raise ValueError(message)
         return [1]
     # Integers, such as a token that was chosen, carry no derivative on.
-    return [
-        marked if jnp.issubdtype(getattr(variable.aval, "dtype", jnp.bool_), jnp.inexact) else 0
-        for variable in equation.outvars
-    ]
+    return [marked if is_inexact(variable) else 0 for variable in equation.outvars]

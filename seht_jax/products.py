@@ -78,8 +78,7 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
     """
     left, right = (jet._replace(acceleration=None) for jet in (left, right))
     moving = [jet for jet in (left, right) if jet.velocity is not None]
-    worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
-    if not moving or not worthwhile or not _has_range(left, right):
+    if not moving or not _is_large(equation) or not _has_range(left, right):
         return _directly(equation, left, right)
     conditional = [jet for jet in moving if jet.condition is not None]
     match len(moving), len(conditional):
@@ -90,6 +89,10 @@ def multiply(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:
         case 2, _:
             return _by_evaluation(equation, left, right)
     return _directly(equation, left, right)
+
+
+def _is_large(equation: core.JaxprEqn) -> bool:
+    return operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
 
 
 def _has_range(left: Jet, right: Jet) -> bool:
@@ -110,9 +113,8 @@ def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> P
     Returns:
         The product, without a cross term.
     """
-    worthwhile = operations(equation) >= _WORTHWHILE_INTENSITY * elements(equation)
     conditional = [jet.velocity is not None and jet.condition is not None for jet in (left, right)]
-    if not worthwhile or sum(conditional) != 1:
+    if not _is_large(equation) or sum(conditional) != 1:
         value = bind_equation(equation, [left.value, right.value])[0]
         return Product(value, _velocity(equation, left, right), None)
     is_left = conditional[0]

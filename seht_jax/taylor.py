@@ -51,6 +51,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array
 
 from seht_jax._compat import bind_equation, has_reference
+from seht_jax.dataflow import is_inexact
 from seht_jax.jet import Jet, add
 from seht_jax.outputs import is_mark
 from seht_jax.products import multiply, multiply_to_first_order
@@ -119,7 +120,7 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     moves = any(jet.moves for jet in inputs)
     has_tangent = any(jet.tangent is not None for jet in inputs)
     # What returns no real or complex numbers (a comparison, a print) has nothing to derive.
-    if not (moves or has_tangent) or not any(map(_is_inexact, equation.outvars)):
+    if not (moves or has_tangent) or not any(map(is_inexact, equation.outvars)):
         return [Jet(value) for value in bind_equation(equation, [jet.value for jet in inputs])]
     if equation.primitive in _RULES_OF_BODIES:
         outputs = _RULES_OF_BODIES[equation.primitive](equation, inputs)
@@ -129,7 +130,7 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     else:
         outputs = _to_first_order(equation, inputs)
     inexact = [
-        jet if _is_inexact(variable) else Jet(jet.value)
+        jet if is_inexact(variable) else Jet(jet.value)
         for jet, variable in zip(outputs, equation.outvars, strict=True)
     ]
     sources = [jet for jet in inputs if jet.moves or jet.tangent is not None]
@@ -145,11 +146,6 @@ def _to_first_order(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
     if is_mark(equation):
         return list(results)
     return [Jet(jet.value, tangent=jet.velocity) for jet in results]
-
-
-def _is_inexact(variable: core.Var) -> bool:
-    aval: Any = variable.aval
-    return jnp.issubdtype(getattr(aval, "dtype", jnp.bool_), jnp.inexact)
 
 
 # Rules for kinds of operations. Each computes the three streams of the outputs.

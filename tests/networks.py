@@ -77,8 +77,25 @@ def conv_net():
     return Case(loss_fn, variables["params"], batch)
 
 
+def recurrent(params, inputs):
+    """Run an LSTM by `lax.scan` over time; return its last state and the logits."""
+
+    def cell(carry, x):
+        h, c = carry
+        joint = jnp.concatenate([x, h], axis=-1)
+        gates = joint @ params["cell"]["kernel"] + params["cell"]["bias"]
+        i, f, g, o = jnp.split(gates, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    zeros = jnp.zeros((inputs.shape[1], params["decoder"]["kernel"].shape[0]))
+    last, outputs = jax.lax.scan(cell, (zeros, zeros), inputs)
+    return last, outputs @ params["decoder"]["kernel"] + params["decoder"]["bias"]
+
+
 def lstm():
-    """An LSTM by `lax.scan` over time."""
+    """A small LSTM with random params."""
     key = jax.random.key(3)
     hidden, time = 3, 4
     params = {
@@ -87,18 +104,7 @@ def lstm():
     }
 
     def loss_fn(params, batch):
-        def cell(carry, x):
-            h, c = carry
-            joint = jnp.concatenate([x, h], axis=-1)
-            gates = joint @ params["cell"]["kernel"] + params["cell"]["bias"]
-            i, f, g, o = jnp.split(gates, 4, axis=-1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        zeros = jnp.zeros((batch["image"].shape[1], hidden))
-        last, outputs = jax.lax.scan(cell, (zeros, zeros), batch["image"])
-        logits = outputs @ params["decoder"]["kernel"] + params["decoder"]["bias"]
+        last, logits = recurrent(params, batch["image"])
         return cross_entropy(logits, batch["label"]), {"state": last}
 
     batch = {

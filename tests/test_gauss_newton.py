@@ -37,18 +37,7 @@ def marked(case_name):
         images, labels = case.batch["image"], case.batch["label"]
 
         def network(params, images):
-            def cell(carry, x):
-                h, c = carry
-                joint = jnp.concatenate([x, h], axis=-1)
-                gates = joint @ params["cell"]["kernel"] + params["cell"]["bias"]
-                i, f, g, o = jnp.split(gates, 4, axis=-1)
-                c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-                h = jax.nn.sigmoid(o) * jnp.tanh(c)
-                return (h, c), h
-
-            zeros = jnp.zeros((images.shape[1], params["decoder"]["kernel"].shape[0]))
-            _, hidden = jax.lax.scan(cell, (zeros, zeros), images)
-            return hidden @ params["decoder"]["kernel"] + params["decoder"]["bias"]
+            return networks.recurrent(params, images)[1]
 
         return network, networks.cross_entropy, case.params, images, labels
     activation = jax.nn.relu if case_name == "relu" else jnp.tanh

@@ -53,13 +53,12 @@ def test_every_task_has_a_loss_with_marked_outputs(name):
     assert optax.tree.norm(gradient) > 0
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The others need a mark, which the tasks above have.
+@pytest.mark.parametrize("form", [form for form in FORMS if "gauss-newton" not in form])
 def test_every_form_has_a_gradient_that_its_strength_scales(form):
     def value_fn(params):
         return jnp.sum(params**4)
 
-    if "gauss-newton" in form:
-        pytest.skip("needs a mark, which the tasks have")
     params, slope = jnp.array([1.0, -2.0]), jnp.array([4.0, -32.0])
     once, twice = (
         penalty_gradient(form, value_fn, params, slope, jax.random.key(0), jnp.float32(strength))
