@@ -130,6 +130,25 @@ def make_penalty(
     )
 
 
+def check_curvature_of(
+    penalty: Penalty, table: LayerTable, loss: ClosedLoss, operands: Sequence[Array]
+) -> None:
+    """Check that a loss has the matrix whose trace is penalised.
+
+    Args:
+        penalty: The settings.
+        table: The layers of the params.
+        loss: The closed loss.
+        operands: Its operands.
+
+    Raises:
+        TypeError: If the loss has no forward derivative, which the Gauss-Newton form needs.
+        ValueError: If the Gauss-Newton form lacks a mark of the outputs.
+    """
+    if penalty.curvature == "gauss_newton":
+        check_outputs(loss, operands, table.probed)
+
+
 def draw(
     penalty: Penalty,
     table: LayerTable,
@@ -151,13 +170,7 @@ def draw(
     Returns:
         The draw; layers and `active` are the same on all devices that the loss makes communicate,
         which would otherwise wait for one another in different branches.
-
-    Raises:
-        TypeError: If the loss has no forward derivative, which the Gauss-Newton form needs.
-        ValueError: If the Gauss-Newton form lacks a mark of the outputs.
     """
-    if penalty.curvature == "gauss_newton":
-        check_outputs(loss, operands, table.probed)
     axes = communicated_axes(loss.jaxpr)
     key_layers, key_probes = jax.random.split(shared_key(loss, operands, key))
     drawn = None

@@ -21,6 +21,7 @@ from seht_jax.penalty import (
     add_scaled,
     as_flag,
     as_scalar,
+    check_curvature_of,
     check_key,
     check_loss_fn,
     check_positive,
@@ -207,6 +208,7 @@ def regularize(
     def penalised(params: PyTree, /, *args: Any, **kwargs: Any) -> Any:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, penalty.layers)
+        check_curvature_of(penalty, table, loss, operands)
         choices = draw(penalty, table, loss, operands, key, active)
         value, estimate, arrays = _penalised_loss(
             penalty, table, loss, choices, lam, operands, bound=bound, may_vanish=may_vanish

@@ -20,6 +20,7 @@ from seht_jax.penalty import (
     add_scaled,
     as_scalar,
     check_count,
+    check_curvature_of,
     check_key,
     check_loss_fn,
     draw,
@@ -173,6 +174,7 @@ def add_hessian_trace(
         table = layer_table(params, penalty.layers)
         next_key, step_key = jax.random.split(state.key)
         active = True if every == 1 else state.count % every == 0
+        check_curvature_of(penalty, table, loss, operands)
         choices = draw(penalty, table, loss, operands, step_key, active)
         chosen = range(len(operands) - loss.num_params, len(operands))
         axes = varying_axes(loss.jaxpr.outvars[0].aval)

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import seht_jax as seht
-from experiments.strength.forms import penalty_gradient
+from experiments.strength.forms import Losses, penalty_gradient
 from experiments.strength.tasks import Task
 
 TRACE_EXAMPLES = 256
@@ -108,13 +108,16 @@ def _train(
         )
         batch = inputs[indices], labels[indices]
 
-        def loss_fn(params: Any) -> Any:
-            return task.loss(params, batch_stats, batch, train=True)
+        def loss_fn(params: Any, *, train: bool = True) -> Any:
+            return task.loss(params, batch_stats, batch, train=train)
 
         (loss, new_stats), slope = jax.value_and_grad(loss_fn, has_aux=True)(params)
         penalty = penalty_gradient(
             form,
-            lambda params: loss_fn(params)[0],
+            Losses(
+                train=lambda params: loss_fn(params)[0],
+                evaluation=lambda params: loss_fn(params, train=False)[0],
+            ),
             params,
             slope,
             jax.random.fold_in(probe_key, number),

@@ -1,7 +1,7 @@
 """The forms of the penalty that are compared, each with one number for its strength."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,29 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 import seht_jax as seht
 
 ValueFunction: TypeAlias = Callable[[PyTree], Float[Array, ""]]
-Form: TypeAlias = Callable[[ValueFunction, PyTree, PyTree, PRNGKeyArray, Float[Array, ""]], PyTree]
-"""From a loss, params, the gradient of the loss, a key and a strength to the penalty's gradient."""
 
 BOUND = 10.0
 
 
+class Losses(NamedTuple):
+    """The loss of one batch, as a function of the params, in the two modes of BatchNorm.
+
+    Attributes:
+        train: With the statistics of the batch, which depend on the params.
+        evaluation: With the running statistics, which are constants.
+    """
+
+    train: ValueFunction
+    evaluation: ValueFunction
+
+
+Form: TypeAlias = Callable[[Losses, PyTree, PyTree, PRNGKeyArray, Float[Array, ""]], PyTree]
+"""From a loss, params, its gradient in training, a key and a strength to the penalty's gradient."""
+
+
 def penalty_gradient(
     form: str,
-    value_fn: ValueFunction,
+    losses: Losses,
     params: PyTree,
     slope: PyTree,
     key: PRNGKeyArray,
@@ -28,23 +42,23 @@ def penalty_gradient(
 
     Args:
         form: A key of `FORMS`.
-        value_fn: The loss.
+        losses: The loss.
         params: Where.
-        slope: The gradient of the loss.
+        slope: The gradient of the loss in training.
         key: A PRNG key of the probe.
         strength: Lambda, or the share of the loss gradient's norm; 0 is no penalty.
 
     Returns:
         A pytree like the params.
     """
-    return FORMS[form](value_fn, params, slope, key, strength)
+    return FORMS[form](losses, params, slope, key, strength)
 
 
 def _of_transformation(share: bool, **options: Any) -> Form:
     """Make a form from `add_hessian_trace`."""
 
     def gradient(
-        value_fn: ValueFunction,
+        losses: Losses,
         params: PyTree,
         slope: PyTree,
         key: PRNGKeyArray,
@@ -52,7 +66,7 @@ def _of_transformation(share: bool, **options: Any) -> Form:
     ) -> PyTree:
         settings = {"lam": jnp.inf, "relative": strength} if share else {"lam": strength}
         tx = seht.add_hessian_trace(None, key=key, **settings, **options)
-        updates, _ = tx.update(slope, tx.init(params), params, value_fn=value_fn)
+        updates, _ = tx.update(slope, tx.init(params), params, value_fn=losses.train)
         return jax.tree.map(jnp.subtract, updates, slope)
 
     return gradient
@@ -60,18 +74,20 @@ def _of_transformation(share: bool, **options: Any) -> Form:
 
 def _of_loss(
     transform: Callable[[Float[Array, ""]], Float[Array, ""]] = lambda estimate: estimate,
+    mode: Literal["train", "evaluation"] = "train",
     **options: Any,
 ) -> Form:
-    """Make a form from `regularize`, of a function of the estimate."""
+    """Make a form from `regularize`, of a function of the estimate, in a mode of BatchNorm."""
 
     def gradient(
-        value_fn: ValueFunction,
+        losses: Losses,
         params: PyTree,
         slope: PyTree,
         key: PRNGKeyArray,
         strength: Float[Array, ""],
     ) -> PyTree:
         del slope
+        value_fn: ValueFunction = getattr(losses, mode)
 
         def penalty(params: PyTree) -> Float[Array, ""]:
             one = jnp.ones_like(strength)
@@ -90,4 +106,5 @@ FORMS: dict[str, Form] = {
     "gauss-newton, share": _of_transformation(share=True, curvature="gauss_newton"),
     "hessian, bound": _of_loss(bound=BOUND),
     "hessian, positive part": _of_loss(jax.nn.relu),
+    "hessian, running statistics": _of_loss(mode="evaluation"),
 }

@@ -62,6 +62,7 @@ STUDIES: dict[str, Study] = {
             "gauss-newton, share": (0.03, 0.1, 0.3),
             "hessian, bound": (1e-4, 1e-3, 1e-2),
             "hessian, positive part": (1e-4, 1e-3, 1e-2),
+            "hessian, running statistics": (1e-4, 1e-3, 1e-2),
         },
         learning_rates=(1.0,),
         num_seeds=10,

@@ -1,12 +1,14 @@
 """Short runs: the strength does what it says, and a seed is the same run."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 from experiments.strength.cells import Cell, grid, train_cells
-from experiments.strength.forms import FORMS, penalty_gradient
+from experiments.strength.forms import FORMS, Losses, penalty_gradient
 from experiments.strength.tasks import TASKS, WIDTHS, build_task
 
 
@@ -43,12 +45,13 @@ def test_every_task_has_a_loss_with_marked_outputs(name):
     params, batch_stats = task.init(jax.random.key(0))
     batch = tuple(array[:2] for array in task.train)
 
-    def value_fn(params):
-        return task.loss(params, batch_stats, batch, train=True)[0]
+    def value_fn(params, *, train):
+        return task.loss(params, batch_stats, batch, train=train)[0]
 
+    losses = Losses(*(functools.partial(value_fn, train=train) for train in (True, False)))
     slope = jax.tree.map(jnp.ones_like, params)
     gradient = jax.jit(penalty_gradient, static_argnums=(0, 1))(
-        "gauss-newton", value_fn, params, slope, jax.random.key(1), jnp.float32(1.0)
+        "gauss-newton", losses, params, slope, jax.random.key(1), jnp.float32(1.0)
     )
     assert optax.tree.norm(gradient) > 0
 
@@ -56,13 +59,21 @@ def test_every_task_has_a_loss_with_marked_outputs(name):
 # The others need a mark, which the tasks above have.
 @pytest.mark.parametrize("form", [form for form in FORMS if "gauss-newton" not in form])
 def test_every_form_has_a_gradient_that_its_strength_scales(form):
-    def value_fn(params):
-        return jnp.sum(params**4)
-
+    losses = Losses(lambda params: jnp.sum(params**4), lambda params: 2 * jnp.sum(params**4))
     params, slope = jnp.array([1.0, -2.0]), jnp.array([4.0, -32.0])
     once, twice = (
-        penalty_gradient(form, value_fn, params, slope, jax.random.key(0), jnp.float32(strength))
+        penalty_gradient(form, losses, params, slope, jax.random.key(0), jnp.float32(strength))
         for strength in (0.1, 0.2)
     )
     assert optax.tree.norm(once) > 0
     assert jnp.allclose(2 * once, twice)
+
+
+def test_running_statistics_are_those_of_the_evaluation_mode():
+    losses = Losses(lambda params: jnp.sum(params**4), lambda params: 2 * jnp.sum(params**4))
+    params, slope = jnp.array([1.0, -2.0]), jnp.array([4.0, -32.0])
+    batch, running = (
+        penalty_gradient(form, losses, params, slope, jax.random.key(0), jnp.float32(0.1))
+        for form in ("hessian", "hessian, running statistics")
+    )
+    assert jnp.allclose(2 * batch, running)
