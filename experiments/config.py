@@ -35,8 +35,8 @@ class DataConfig:
     own, ~/tensorflow_datasets."""
     validation_size: int = 1000
     """Training images held out for validation (digits have a fixed split with 200)."""
-    augmentation: Literal["none", "crop-flip"] = "none"
-    """crop-flip: a random crop out of four pixels' padding and a random mirror image."""
+    augmentation: Literal["none", "flip", "crop-flip"] = "none"
+    """flip: a random mirror image. crop-flip: a random crop out of 4 pixels' padding as well."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from experiments.regularizers.base import Batch, LossFunction, Outputs, Regularizer
 from experiments.regularizers.registry import PLAIN, describe_method, parse_method
-from experiments.regularizers.seht import SehtD, SehtH
+from experiments.regularizers.seht import SehtD, SehtH, SehtShare
 
 __all__ = [
     "PLAIN",
@@ -12,6 +12,7 @@ __all__ = [
     "Regularizer",
     "SehtD",
     "SehtH",
+    "SehtShare",
     "describe_method",
     "parse_method",
 ]

@@ -116,6 +116,10 @@ class Regularizer:
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """Change the optimizer.
 
+        Each step calls ``update(gradients, state, params, value_fn=..., key=...)``, where
+        ``value_fn(params)`` is this step's objective and ``key`` a PRNG key of this step; a wrapper
+        that hands the extra arguments on combines with every other.
+
         Args:
             tx: The optimizer, or what the methods before made of it.
 

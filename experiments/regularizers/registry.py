@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from experiments.regularizers.base import Regularizer
-from experiments.regularizers.seht import SehtD, SehtH
+from experiments.regularizers.seht import SehtD, SehtH, SehtShare
 
 PLAIN = "plain"
-REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (SehtD, SehtH)}
+REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (SehtD, SehtH, SehtShare)}
 
 
 def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:

@@ -4,12 +4,14 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer
-from seht_jax.penalty import NUM_BRANCHES, make_penalty
+from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,3 +114,69 @@ class SehtD(SehtH):
             "rescale": self.rescale,
             "num_branches": self.num_branches,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class SehtShare(Regularizer):
+    """The penalty's gradient as a share of the loss gradient: `seht.add_hessian_trace`.
+
+    Attributes:
+        relative: The share, in the global norm, before clipping and decay.
+        num_probes: Random directions per step.
+        every: The penalty is added on every so-many-th step.
+        curvature: "gauss_newton", which is never negative, or "hessian".
+        p: As for SEHT-D, for both layers and entries; `None` is SEHT-H.
+        num_branches: For how many ends of the network a program is compiled, at most.
+    """
+
+    name: ClassVar[str] = "seht-share"
+
+    relative: float = 0.3
+    num_probes: int = 1
+    every: int = 1
+    curvature: str = "gauss_newton"
+    p: float | None = None
+    num_branches: int = NUM_BRANCHES
+
+    def __post_init__(self) -> None:
+        """Check the settings, before data are loaded and a step is compiled.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        if not 0 < self.relative < math.inf:
+            raise ValueError(f"relative must be finite and above 0, not {self.relative}")
+        check_curvature(self.curvature)
+        self._transformation()
+
+    def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+        """Add the penalty's gradient in front of the optimizer.
+
+        Args:
+            tx: The optimizer.
+
+        Returns:
+            The chain of both.
+        """
+        penalty = self._transformation()
+
+        def update(
+            updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+        ) -> tuple[PyTree, Any]:
+            # The key of the step in place of the state's, so that every run has its own probes.
+            state = state._replace(key=extra_args.pop("key"))
+            return penalty.update(updates, state, params, **extra_args)
+
+        return optax.chain(optax.GradientTransformationExtraArgs(penalty.init, update), tx)
+
+    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+        return seht.add_hessian_trace(
+            self.p,
+            math.inf,
+            jax.random.key(0),
+            self.every,
+            relative=self.relative,
+            num_probes=self.num_probes,
+            curvature=check_curvature(self.curvature),
+            num_branches=self.num_branches,
+        )

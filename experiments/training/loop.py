@@ -118,7 +118,7 @@ class Experiment:
     config: TrainConfig
     dataset: Dataset
     model: nn.Module
-    tx: optax.GradientTransformation
+    tx: optax.GradientTransformationExtraArgs
     train_step: TrainStep
     evaluator: Evaluator
 

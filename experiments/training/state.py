@@ -44,7 +44,7 @@ class TrainState(NamedTuple):
 
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, method: Sequence[Regularizer] = ()
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer.
 
     Args:
@@ -69,7 +69,7 @@ def make_optimizer(
     )
     for part in method:
         tx = part.optimizer(tx)
-    return tx
+    return optax.with_extra_args_support(tx)
 
 
 def init_state(

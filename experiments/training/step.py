@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from experiments.data.augment import crop_and_flip, normalise
+from experiments.data.augment import crop_and_flip, normalise, random_flip
 from experiments.data.dataset import Dataset, Split
 from experiments.regularizers import Batch, Regularizer
 from experiments.tasks.classification import make_loss_fn
@@ -22,7 +22,7 @@ TrainStep: TypeAlias = Callable[
 
 # Streams of random numbers are told apart by these, so that a method that draws more of one kind
 # changes nothing in the others: plain training and SEHT see the same images at the same seed.
-_ORDER_STREAM, _DATA_STREAM, _DROPOUT_STREAM, _METHOD_STREAM = range(4)
+_ORDER_STREAM, _DATA_STREAM, _DROPOUT_STREAM, _METHOD_STREAM, _OPTIMIZER_STREAM = range(5)
 
 
 @jax.jit
@@ -45,7 +45,7 @@ def epoch_order(
 
 def make_train_step(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     method: Sequence[Regularizer],
     dataset: Dataset,
     *,
@@ -60,7 +60,7 @@ def make_train_step(
         method: The regularizers; their hooks are applied in this order.
         dataset: Statistics for normalisation, and the number of classes.
         batch_size: Images per step.
-        augmentation: ``"none"`` or ``"crop-flip"``.
+        augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
 
     Returns:
         A function ``(state, train_split, order) -> (state, metrics)``. ``order`` is a permutation
@@ -73,6 +73,8 @@ def make_train_step(
         images = split.images[indices]
         if augmentation == "crop-flip":
             images = crop_and_flip(key, images)
+        elif augmentation == "flip":
+            images = random_flip(key, images)
         return Batch(
             normalise(images, dataset.mean, dataset.standard_deviation),
             jax.nn.one_hot(split.labels[indices], dataset.num_classes),
@@ -82,9 +84,9 @@ def make_train_step(
         state: TrainState, split: Split, order: Int[Array, " examples"]
     ) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(state.key, state.step)
-        data_key, dropout_key, method_key = (
+        data_key, dropout_key, method_key, optimizer_key = (
             jax.random.fold_in(step_key, stream)
-            for stream in (_DATA_STREAM, _DROPOUT_STREAM, _METHOD_STREAM)
+            for stream in (_DATA_STREAM, _DROPOUT_STREAM, _METHOD_STREAM, _OPTIMIZER_STREAM)
         )
         position = state.step % (split.labels.shape[0] // batch_size)
         indices = jax.lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
@@ -101,7 +103,13 @@ def make_train_step(
 
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (objective, outputs), gradients = gradient_fn(state.params)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        updates, opt_state = tx.update(
+            gradients,
+            state.opt_state,
+            state.params,
+            value_fn=lambda params: loss_fn(params)[0],
+            key=optimizer_key,
+        )
         metrics = outputs.metrics | {
             "objective": objective,
             "gradient_norm": optax.tree.norm(gradients),

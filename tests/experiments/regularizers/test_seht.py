@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH
+import seht_jax as seht
+from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH, SehtShare
 
 PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
 
@@ -63,3 +64,51 @@ def test_methods_combine():
     (value, _), gradients = jax.value_and_grad(outer, has_aux=True)(PARAMS)
     assert float(value) == pytest.approx(17 + 0.1 * 60)
     np.testing.assert_allclose(gradients["layer"]["w"], [4 + 2.4, 32 + 4.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize("relative", [0.1, 2.0])
+def test_the_penalty_is_a_share_of_the_gradient_in_front_of_the_optimizer(relative):
+    def value_fn(params):
+        return jnp.sum(seht.outputs(params["layer"]["w"] ** 2) ** 2)
+
+    gradients = jax.grad(value_fn)(PARAMS)
+    tx = SehtShare(relative=relative).optimizer(optax.sgd(1.0))
+    updates, _ = tx.update(
+        gradients, tx.init(PARAMS), PARAMS, value_fn=value_fn, key=jax.random.key(0)
+    )
+    penalty = -(updates["layer"]["w"] + gradients["layer"]["w"])
+    # The Gauss-Newton matrix has 2 * (2 w)^2 on its diagonal, so the trace has the gradient 16 w.
+    direction = PARAMS["layer"]["w"] / jnp.linalg.norm(PARAMS["layer"]["w"])
+    norm = relative * jnp.linalg.norm(gradients["layer"]["w"])
+    np.testing.assert_allclose(penalty, norm * direction, rtol=1e-5)
+
+
+def test_the_probes_of_a_share_are_those_of_the_steps_key():
+    def value_fn(params):
+        return seht.outputs(jnp.prod(params["layer"]["w"])) ** 2
+
+    tx = SehtShare().optimizer(optax.identity())
+    state = tx.init(PARAMS)
+
+    def update(seed):
+        gradients = jax.grad(value_fn)(PARAMS)
+        return tx.update(gradients, state, PARAMS, value_fn=value_fn, key=jax.random.key(seed))[0]
+
+    first = update(0)["layer"]["w"]
+    np.testing.assert_array_equal(first, update(0)["layer"]["w"])
+    assert any(not np.array_equal(first, update(seed)["layer"]["w"]) for seed in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"relative": 0.0}, "relative must be finite and above 0"),
+        ({"relative": float("inf")}, "relative must be finite and above 0"),
+        ({"every": 0}, "every must be at least 1"),
+        ({"curvature": "fisher"}, "curvature must be"),
+        ({"p": 0.7}, "p"),
+    ],
+)
+def test_a_share_checks_its_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SehtShare(**settings)
