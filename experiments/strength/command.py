@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from experiments.strength.report import compare, markdown
+from experiments.strength.report import compare, markdown, overview
 from experiments.strength.studies import STUDIES, run_study
 
 
@@ -34,9 +34,10 @@ def run_strength(config: StrengthConfig, console: Console) -> Path:
     """
     directory = config.output_dir / config.study
     rows = run_study(STUDIES[config.study], directory, console)
-    table = markdown(compare(rows))
+    comparisons = compare(rows)
+    summary = overview(comparisons)
     path = directory / "table.md"
-    path.write_text(table, encoding="utf-8")
-    console.print(table, highlight=False, soft_wrap=True)
+    path.write_text(f"{summary}\n{markdown(comparisons)}", encoding="utf-8")
+    console.print(summary, highlight=False, soft_wrap=True)
     console.print(f"Table: {path}   All runs: {directory}/*.json", highlight=False, soft_wrap=True)
     return path

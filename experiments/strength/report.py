@@ -139,6 +139,54 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def overview(comparisons: Sequence[Comparison]) -> str:
+    """Write the comparisons as one small table for each form, strengths side by side.
+
+    Args:
+        comparisons: The comparisons of a study.
+
+    Returns:
+        Markdown tables: the difference of the validation losses, with a star where it is
+        significant at 5 % (Holm, over all comparisons), and tr(G) over that of plain training; the
+        best of a line in bold, where it is better than plain.
+    """
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    lines = []
+    for form in dict.fromkeys(comparison.form for comparison in comparisons):
+        chosen = [pair for pair in zip(comparisons, adjusted, strict=True) if pair[0].form == form]
+        strengths = sorted({comparison.strength for comparison, _ in chosen})
+        lines += [
+            _line((form, "learning rate", "plain", *(f"{strength:g}" for strength in strengths))),
+            _line(["---"] * (3 + len(strengths))),
+        ]
+        places = dict.fromkeys((each.network, each.learning_rate) for each, _ in chosen)
+        for network, rate in places:
+            cells = [
+                pair
+                for pair in chosen
+                if (pair[0].network, pair[0].learning_rate) == (network, rate)
+            ]
+            best = min(0.0, *(comparison.difference for comparison, _ in cells))
+            entries = {
+                comparison.strength: _entry(comparison, p_value, best)
+                for comparison, p_value in cells
+            }
+            plain = f"{cells[0][0].plain_loss:.4f}"
+            lines.append(
+                _line((network, f"{rate:.2g}", plain, *(entries[key] for key in strengths)))
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _entry(comparison: Comparison, p_value: float, best: float) -> str:
+    star = "*" if p_value < 1 - CONFIDENCE else ""
+    difference = f"{comparison.difference:+.4f}{star}"
+    if comparison.difference == best:
+        difference = f"**{difference}**"
+    return f"{difference} ({comparison.trace_ratio:.2f})"
+
+
 def _compare(
     network: str,
     form: str,
@@ -161,7 +209,9 @@ def _compare(
         error = statistics.stdev(differences) / math.sqrt(num_seeds)
         quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
         half_width = quantile * error
-        p_value = float(2 * stats.t.sf(abs(difference) / error, num_seeds - 1)) if error else 1.0
+        # Differences that are all alike leave no doubt about their mean.
+        ratio = abs(difference) / error if error else (math.inf if difference else 0.0)
+        p_value = float(2 * stats.t.sf(ratio, num_seeds - 1))
     return Comparison(
         network,
         form,

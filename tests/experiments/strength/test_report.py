@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.strength.report import compare, holm, markdown
+from experiments.strength.report import compare, holm, markdown, overview
 
 PLAIN = [0.5, 0.7, 0.6, 0.9]
 PENALISED = [0.4, 0.65, 0.62, 0.7]
@@ -60,6 +60,11 @@ def test_equal_runs_are_no_difference():
     assert (comparison.difference, comparison.p_value) == (0, 1)
 
 
+def test_a_difference_that_never_changes_is_one():
+    (comparison,) = compare(rows(losses=[loss + 0.25 for loss in PLAIN]))
+    assert comparison.p_value == pytest.approx(0, abs=1e-12)
+
+
 def test_holm_adjusts_as_the_method_says():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -72,3 +77,15 @@ def test_the_table_has_a_line_for_each_cell():
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     assert "-0.0825 ± " in lines[2]
     assert lines[3].startswith("| lstm-8 | gauss-newton | 0.1 | 1e-02 | 0.6750 | 0.5925 |")
+
+
+def test_the_overview_has_strengths_side_by_side_and_marks_the_best():
+    weak = [row(0.001, seed, loss + 0.001) for seed, loss in enumerate(PLAIN)]
+    lines = overview(compare(rows(trace=4.0) + weak)).splitlines()
+    assert lines[0] == "| gauss-newton | learning rate | plain | 0.001 | 0.01 |"
+    assert lines[2] == "| mlp-8 | 0.1 | 0.6750 | +0.0010* (1.00) | **-0.0825** (0.40) |"
+
+
+def test_nothing_is_best_where_plain_training_is():
+    worse = [loss + 0.1 for loss in PLAIN]
+    assert "**" not in overview(compare(rows(losses=worse)))

@@ -48,7 +48,7 @@ def test_the_command_writes_a_table(tmp_path, console, monkeypatch):
     monkeypatch.setitem(command.STUDIES, "forms", TINY)
     path = run_strength(StrengthConfig(study="forms", output_dir=tmp_path), console)
     assert path == tmp_path / "forms" / "table.md"
-    assert path.read_text().count("\n") == 2 + 2
+    assert path.read_text().count("| mlp-4 |") == 2 + 2  # in the overview, and with all details
     assert json.loads((tmp_path / "forms" / "mlp-4-hessian.json").read_text())["rows"]
 
 
