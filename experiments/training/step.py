@@ -1,18 +1,18 @@
 """One training step, from the data on the device to the next state, in one jitted function."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from experiments.data.augment import crop_and_flip, normalise
 from experiments.data.dataset import Dataset, Split
-from experiments.regularizers import Batch, Regularizer
-from experiments.tasks.classification import make_loss_fn
+from experiments.regularizers import Batch, Regularizer, StepInputs
+from experiments.tasks.classification import make_loss_fn, make_network
 from experiments.training.state import TrainState
 
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
@@ -45,7 +45,7 @@ def epoch_order(
 
 def make_train_step(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     method: Sequence[Regularizer],
     dataset: Dataset,
     *,
@@ -95,13 +95,23 @@ def make_train_step(
         ]
         for part, (augment_key, _) in zip(method, method_keys, strict=True):
             batch = part.augment(augment_key, batch)
-        loss_fn = make_loss_fn(model, method, state.batch_stats, batch, dropout_key)
+        call_arguments = {}
+        for part in method:
+            call_arguments |= part.call_arguments(state.step)
+        network = make_network(model, state.batch_stats, dropout_key, call_arguments)
+        loss_fn = make_loss_fn(network, method, batch)
         for part, (_, objective_key) in zip(method, method_keys, strict=True):
-            loss_fn = part.objective(loss_fn, objective_key, state.step)
+            inputs = StepInputs(objective_key, state.step, batch, network)
+            loss_fn = part.objective(loss_fn, inputs)
+
+        def gradient_at(params: PyTree, _: Any) -> PyTree:
+            return jax.grad(loss_fn, has_aux=True)(params)[0]
 
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (objective, outputs), gradients = gradient_fn(state.params)
-        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+        updates, opt_state = tx.update(
+            gradients, state.opt_state, state.params, grad_fn=gradient_at
+        )
         metrics = outputs.metrics | {
             "objective": objective,
             "gradient_norm": optax.tree.norm(gradients),

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH
+from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH, StepInputs
 
 PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
 
@@ -16,9 +16,12 @@ def loss_fn(params):
     return loss, Outputs(batch_stats={}, metrics={"loss": loss})
 
 
+def inputs_of(step, seed=0):
+    return StepInputs(jax.random.key(seed), jnp.asarray(step, jnp.int32), None, None)
+
+
 def evaluate(method, step):
-    penalised = method.objective(loss_fn, jax.random.key(0), jnp.asarray(step, jnp.int32))
-    return penalised(PARAMS)
+    return method.objective(loss_fn, inputs_of(step))(PARAMS)
 
 
 @pytest.mark.parametrize("method", [Regularizer(), SehtH(), SehtD()])
@@ -29,11 +32,15 @@ def test_other_hooks_are_the_identity(method):
     assert method.model(width=3) == {"width": 3}
     assert method.augment(jax.random.key(0), batch) is batch
     assert method.optimizer(tx) is tx
+    assert method.optimizer_settings(momentum=0.5) == {"momentum": 0.5}
+    assert method.call_arguments(jnp.zeros((), jnp.int32)) == {}
+    assert method.initial_params(jax.random.key(0), PARAMS) is PARAMS
+    assert method.evaluation_params(PARAMS, tx.init(PARAMS)) is PARAMS
     assert float(method.loss(logits, labels)) == 0.0
 
 
 def test_the_objective_defaults_to_the_loss():
-    assert Regularizer().objective(loss_fn, jax.random.key(0), jnp.zeros((), jnp.int32)) is loss_fn
+    assert Regularizer().objective(loss_fn, inputs_of(0)) is loss_fn
 
 
 @pytest.mark.parametrize("method", [SehtH(lam=0.1), SehtD(lam=0.1, p=1.0, p_entries=0.5)])
@@ -58,8 +65,8 @@ def test_one_probability_stands_for_layers_and_entries():
 
 
 def test_methods_combine():
-    inner = SehtH(lam=0.1).objective(loss_fn, jax.random.key(0), jnp.zeros((), jnp.int32))
-    outer = SehtH(lam=0.0).objective(inner, jax.random.key(1), jnp.zeros((), jnp.int32))
+    inner = SehtH(lam=0.1).objective(loss_fn, inputs_of(0))
+    outer = SehtH(lam=0.0).objective(inner, inputs_of(0, seed=1))
     (value, _), gradients = jax.value_and_grad(outer, has_aux=True)(PARAMS)
     assert float(value) == pytest.approx(17 + 0.1 * 60)
     np.testing.assert_allclose(gradients["layer"]["w"], [4 + 2.4, 32 + 4.8], rtol=1e-5)
