@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH, StepInputs
+from experiments.regularizers import Batch, Outputs, Regularizer, SehtD, SehtH
 
 PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
 
@@ -16,12 +16,8 @@ def loss_fn(params):
     return loss, Outputs(batch_stats={}, metrics={"loss": loss})
 
 
-def inputs_of(step, seed=0):
-    return StepInputs(jax.random.key(seed), jnp.asarray(step, jnp.int32), None, None)
-
-
-def evaluate(method, step):
-    return method.objective(loss_fn, inputs_of(step))(PARAMS)
+def evaluate(method, inputs):
+    return method.objective(loss_fn, inputs)(PARAMS)
 
 
 @pytest.mark.parametrize("method", [Regularizer(), SehtH(), SehtD()])
@@ -39,13 +35,13 @@ def test_other_hooks_are_the_identity(method):
     assert float(method.loss(logits, labels)) == 0.0
 
 
-def test_the_objective_defaults_to_the_loss():
-    assert Regularizer().objective(loss_fn, inputs_of(0)) is loss_fn
+def test_the_objective_defaults_to_the_loss(inputs_of):
+    assert Regularizer().objective(loss_fn, inputs_of()) is loss_fn
 
 
 @pytest.mark.parametrize("method", [SehtH(lam=0.1), SehtD(lam=0.1, p=1.0, p_entries=0.5)])
-def test_the_penalty_is_lambda_times_the_trace(method):
-    objective, outputs = evaluate(method, step=0)
+def test_the_penalty_is_lambda_times_the_trace(method, inputs_of):
+    objective, outputs = evaluate(method, inputs_of())
     assert float(objective) == pytest.approx(17 + 0.1 * 60)
     assert float(outputs.metrics["trace_estimate"]) == pytest.approx(60)
     assert float(outputs.metrics["layers_drawn"]) == 1
@@ -53,8 +49,8 @@ def test_the_penalty_is_lambda_times_the_trace(method):
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (1, 0.5), (3, 1.0), (100, 1.0)])
-def test_warm_up_is_linear(step, share):
-    objective, _ = evaluate(SehtH(lam=0.1, warmup_steps=4), step)
+def test_warm_up_is_linear(step, share, inputs_of):
+    objective, _ = evaluate(SehtH(lam=0.1, warmup_steps=4), inputs_of(step))
     assert float(objective) == pytest.approx(17 + share * 0.1 * 60)
 
 
@@ -64,9 +60,9 @@ def test_one_probability_stands_for_layers_and_entries():
     assert SehtH().settings["p"] is None
 
 
-def test_methods_combine():
-    inner = SehtH(lam=0.1).objective(loss_fn, inputs_of(0))
-    outer = SehtH(lam=0.0).objective(inner, inputs_of(0, seed=1))
+def test_methods_combine(inputs_of):
+    inner = SehtH(lam=0.1).objective(loss_fn, inputs_of())
+    outer = SehtH(lam=0.0).objective(inner, inputs_of(seed=1))
     (value, _), gradients = jax.value_and_grad(outer, has_aux=True)(PARAMS)
     assert float(value) == pytest.approx(17 + 0.1 * 60)
     np.testing.assert_allclose(gradients["layer"]["w"], [4 + 2.4, 32 + 4.8], rtol=1e-5)
