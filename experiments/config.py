@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from experiments.models.wide_resnet import blocks_per_group
 from experiments.regularizers import PLAIN, Regularizer, SehtD, describe_method, parse_method
 
 Method: TypeAlias = Annotated[
@@ -43,20 +44,44 @@ class DataConfig:
 class ModelConfig:
     """Which network."""
 
-    network: Literal["digits-resnet", "resnet18"] = "digits-resnet"
-    """digits-resnet is for 8x8 images, resnet18 is the CIFAR form."""
+    network: Literal["digits-resnet", "resnet18", "wide-resnet"] = "digits-resnet"
+    """digits-resnet is for 8x8 images, resnet18 is the CIFAR form, wide-resnet is
+    WRN-depth-width."""
     width: int = 8
-    """Channels of the first stage; 64 is the full ResNet-18."""
+    """Channels of the first stage, 64 for the full ResNet-18; of a wide-resnet the factor k by
+    which it is wider than 16, 32 and 64 channels, 10 for WRN-28-10."""
+    depth: int | None = None
+    """Layers of a wide-resnet, 6n + 4; the other networks have a fixed depth."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            ValueError: If one is out of its range, or does not belong to the network.
+        """
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, not {self.width}")
+        if self.network == "wide-resnet":
+            if self.depth is None:
+                raise ValueError("a wide-resnet needs a depth: 10, 16, 22, 28, ...")
+            blocks_per_group(self.depth)  # refuses a depth that is not 6n + 4
+        elif self.depth is not None:
+            raise ValueError(
+                f"{self.network} has a fixed depth: leave out depth={self.depth}, or take the "
+                "network wide-resnet"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Stochastic gradient descent with momentum and a cosine schedule to zero."""
+    """The optimizer, with a cosine schedule to zero."""
 
+    algorithm: Literal["sgd", "adam"] = "sgd"
+    """Stochastic gradient descent with momentum, or Adam."""
     learning_rate: float = 0.05
     """Learning rate at the start."""
     momentum: float = 0.9
-    """Momentum."""
+    """Momentum; Adam's beta1."""
     weight_decay: float = 5e-4
     """L2 decay, added to the gradient of every parameter."""
     clip_norm: float = 1.0
@@ -105,8 +130,12 @@ class TrainConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If one is out of its range.
+            ValueError: If one is out of its range, or a method is named twice.
         """
+        names = [part.name for part in self.method]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the method names {name!r} more than once")
         minima = {
             "epochs": 1,
             "batch_size": 1,

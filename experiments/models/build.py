@@ -7,9 +7,10 @@ import flax.linen as nn
 
 from experiments.config import ModelConfig
 from experiments.models.resnet import digits_resnet, resnet18
+from experiments.models.wide_resnet import wide_resnet
 from experiments.regularizers import Regularizer
 
-NETWORKS = {"digits-resnet": digits_resnet, "resnet18": resnet18}
+NETWORKS = {"digits-resnet": digits_resnet, "resnet18": resnet18, "wide-resnet": wide_resnet}
 
 
 def build_model(
@@ -25,7 +26,11 @@ def build_model(
     Returns:
         The module.
     """
-    arguments: dict[str, Any] = {"num_classes": num_classes, "width": config.width}
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    if config.network == "wide-resnet":
+        arguments |= {"depth": config.depth, "widen_factor": config.width}
+    else:
+        arguments |= {"width": config.width}
     for part in method:
         arguments = part.model(**arguments)
     return NETWORKS[config.network](**arguments)

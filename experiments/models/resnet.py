@@ -11,6 +11,10 @@ Two choices matter for reproduction and for curvature:
   of sqrt(6).
 - BatchNorm computes its variance as E[(x - E[x])^2]. Flax's faster E[x^2] - E[x]^2 loses digits to
   cancellation, which second derivatives amplify.
+
+Dropout, which the form does not have, is where wide residual networks have it: before the second
+convolution of a block, after its normalisation and activation. `dropblock.py` says where DropBlock
+acts.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,18 +24,28 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
+
+from experiments.models.dropblock import DropBlock, stage_share
 
 NUM_STAGES_RESNET18 = 4
 BLOCKS_PER_STAGE_RESNET18 = 2
 
 
-def resnet18(num_classes: int, width: int = 64, dtype: DTypeLike = jnp.float32) -> "ResNet":
+def resnet18(
+    num_classes: int,
+    width: int = 64,
+    dropout_rate: float = 0.0,
+    drop_block_size: int = 0,
+    dtype: DTypeLike = jnp.float32,
+) -> "ResNet":
     """Build the CIFAR ResNet-18 (11,173,962 parameters at width 64 with 10 classes).
 
     Args:
         num_classes: Number of outputs.
         width: Channels of the stem and of the first stage; the stages have 1, 2, 4 and 8 times it.
+        dropout_rate: Dropout between the two convolutions of a block, in training.
+        drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
 
     Returns:
@@ -39,21 +53,29 @@ def resnet18(num_classes: int, width: int = 64, dtype: DTypeLike = jnp.float32) 
         ``(batch, num_classes)``.
     """
     stage_sizes = (BLOCKS_PER_STAGE_RESNET18,) * NUM_STAGES_RESNET18
-    return ResNet(stage_sizes, num_classes=num_classes, width=width, dtype=dtype)
+    return ResNet(stage_sizes, num_classes, width, dropout_rate, drop_block_size, dtype)
 
 
-def digits_resnet(num_classes: int, width: int = 8, dtype: DTypeLike = jnp.float32) -> "ResNet":
+def digits_resnet(
+    num_classes: int,
+    width: int = 8,
+    dropout_rate: float = 0.0,
+    drop_block_size: int = 0,
+    dtype: DTypeLike = jnp.float32,
+) -> "ResNet":
     """Build a residual network for 8x8 images: the same blocks, two stages of one block each.
 
     Args:
         num_classes: Number of outputs.
         width: Channels of the stem and of the first stage; the second stage has twice it.
+        dropout_rate: Dropout between the two convolutions of a block, in training.
+        drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
 
     Returns:
         A module from images ``(batch, 8, 8, channels)`` to logits ``(batch, num_classes)``.
     """
-    return ResNet((1, 1), num_classes=num_classes, width=width, dtype=dtype)
+    return ResNet((1, 1), num_classes, width, dropout_rate, drop_block_size, dtype)
 
 
 def torch_default_kernel_init() -> nn.initializers.Initializer:
@@ -101,26 +123,34 @@ class BasicBlock(nn.Module):
         stride: Stride of the first convolution, and of the shortcut's.
         conv: Convolution module with everything but features, kernel size and stride filled in.
         norm: Normalisation module, ready to call.
+        dropout: Dropout module, ready to call.
+        drop_block: DropBlock module, ready to call.
     """
 
     channels: int
     stride: int
     conv: Callable[..., Any]
     norm: Callable[..., Any]
+    dropout: Callable[..., Any]
+    drop_block: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, drop_block_rate: ArrayLike) -> jax.Array:
         """Apply the block: ``(batch, h, w, in)`` to ``(batch, h / stride, w / stride, out)``."""
         hidden = self.conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(inputs)
         hidden = nn.relu(self.norm(name="norm1")(hidden))
+        hidden = self.dropout(name="dropout")(hidden)
+        hidden = self.drop_block(name="drop_block1")(hidden, drop_block_rate)
         hidden = self.conv(self.channels, (3, 3), padding=1, name="conv2")(hidden)
         hidden = self.norm(name="norm2")(hidden)
+        hidden = self.drop_block(name="drop_block2")(hidden, drop_block_rate)
         shortcut = inputs
         if inputs.shape != hidden.shape:
             shortcut = self.conv(
                 self.channels, (1, 1), self.stride, padding=0, name="shortcut_conv"
             )(inputs)
             shortcut = self.norm(name="shortcut_norm")(shortcut)
+        shortcut = self.drop_block(name="drop_block_shortcut")(shortcut, drop_block_rate)
         return nn.relu(hidden + shortcut)
 
 
@@ -131,22 +161,30 @@ class ResNet(nn.Module):
         stage_sizes: Blocks per stage; every stage after the first halves the image.
         num_classes: Number of outputs.
         width: Channels of the stem; stage ``i`` has ``width * 2**i``.
+        dropout_rate: Dropout between the two convolutions of a block, in training.
+        drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in.
     """
 
     stage_sizes: Sequence[int]
     num_classes: int
     width: int = 64
+    dropout_rate: float = 0.0
+    drop_block_size: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, drop_block_rate: ArrayLike = 0.0
+    ) -> jax.Array:
         """Compute the logits.
 
         Args:
             images: Normalised images ``(batch, height, width, channels)``.
             train: Whether BatchNorm uses the batch's statistics rather than the running ones
-                (which it updates if the collection ``batch_stats`` is mutable).
+                (which it updates if the collection ``batch_stats`` is mutable), and whether
+                dropout, which needs the random stream ``dropout``, is on.
+            drop_block_rate: Share that DropBlock drops, from the random stream ``dropout``.
 
         Returns:
             Logits ``(batch, num_classes)``, float32 whatever ``dtype`` is.
@@ -155,17 +193,21 @@ class ResNet(nn.Module):
             nn.Conv, use_bias=False, kernel_init=torch_default_kernel_init(), dtype=self.dtype
         )
         norm = batch_norm(train=train, dtype=self.dtype)
+        dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         hidden = conv(self.width, (3, 3), padding=1, name="stem_conv")(images)
         hidden = nn.relu(norm(name="stem_norm")(hidden))
         for stage, num_blocks in enumerate(self.stage_sizes):
+            share = stage_share(stage, len(self.stage_sizes))
             for block in range(num_blocks):
                 hidden = BasicBlock(
                     channels=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     conv=conv,
                     norm=norm,
+                    dropout=dropout,
+                    drop_block=partial(DropBlock, self.drop_block_size, share),
                     name=f"stage{stage + 1}_block{block + 1}",
-                )(hidden)
+                )(hidden, drop_block_rate)
         features = jnp.mean(hidden, axis=(1, 2))
         logits = nn.Dense(
             self.num_classes,

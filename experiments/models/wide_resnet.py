@@ -3,11 +3,18 @@
 The form is that of Zagoruyko and Komodakis, *Wide Residual Networks* (2016): pre-activation basic
 blocks in three groups of widths 16k, 32k and 64k, a 3x3 stem of 16 channels, convolutions without
 bias, global average pooling and one dense layer. A shortcut is a 1x1 convolution where the number
-of channels changes, and the identity elsewhere.
+of channels changes, and the identity elsewhere. Dropout is between the two convolutions of a block,
+after the normalisation and activation of what the second takes.
 
-Convolutions start from He's normal initialisation by fan-out, as in the authors' code; the dense
-layer's weights are uniform on +-1/sqrt(fan_in) and its bias is 0. BatchNorm computes its variance
-as in `resnet.py`, for the reason given there.
+Convolutions start from He's normal initialisation by fan-out, as in the authors' Lua code
+(`szagoruyko/wide-residual-networks`; their later PyTorch code has fan-in); the dense layer's
+weights are uniform on +-1/sqrt(fan_in), Torch's default, and its bias is 0. BatchNorm computes its
+variance as in `resnet.py`, for the reason given there.
+
+The code that the SEHT paper's authors published has another form of the network: convolutions with
+bias, dropout directly after the first convolution of a block, the stride in the second convolution,
+and a last BatchNorm whose running statistics take on 90 % of each batch. Its number of parameters,
+its cost and its results are therefore not quite those of this one.
 """
 
 from collections.abc import Callable
@@ -17,8 +24,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from experiments.models.dropblock import DropBlock, stage_share
 from experiments.models.resnet import batch_norm, torch_default_kernel_init
 
 GROUP_WIDTHS = (16, 32, 64)
@@ -30,6 +38,7 @@ def wide_resnet(
     widen_factor: int,
     num_classes: int,
     dropout_rate: float = 0.0,
+    drop_block_size: int = 0,
     dtype: DTypeLike = jnp.float32,
 ) -> "WideResNet":
     """Build WRN-depth-widen_factor (WRN-16-4 has 2,748,890 parameters with 10 classes).
@@ -39,6 +48,7 @@ def wide_resnet(
         widen_factor: The paper's k, which multiplies the widths of the groups.
         num_classes: Number of outputs.
         dropout_rate: Dropout between the two convolutions of a block, in training.
+        drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
 
     Returns:
@@ -48,10 +58,27 @@ def wide_resnet(
     Raises:
         ValueError: If the depth is not 6n + 4 with n at least 1.
     """
+    return WideResNet(
+        blocks_per_group(depth), widen_factor, num_classes, dropout_rate, drop_block_size, dtype
+    )
+
+
+def blocks_per_group(depth: int) -> int:
+    """Compute how many blocks each of the three groups has.
+
+    Args:
+        depth: The paper's d, 6n + 4.
+
+    Returns:
+        The paper's n.
+
+    Raises:
+        ValueError: If the depth is not 6n + 4 with n at least 1.
+    """
     blocks, rest = divmod(depth - LAYERS_OUTSIDE_BLOCKS, 2 * len(GROUP_WIDTHS))
     if rest != 0 or blocks < 1:
         raise ValueError(f"depth must be 6n + 4 (10, 16, 22, ...), not {depth}")
-    return WideResNet(blocks, widen_factor, num_classes, dropout_rate, dtype)
+    return blocks
 
 
 class PreActivationBlock(nn.Module):
@@ -63,6 +90,7 @@ class PreActivationBlock(nn.Module):
         conv: Convolution module with everything but features, kernel size and stride filled in.
         norm: Normalisation module, ready to call.
         dropout: Dropout module, ready to call.
+        drop_block: DropBlock module, ready to call.
     """
 
     channels: int
@@ -70,20 +98,26 @@ class PreActivationBlock(nn.Module):
     conv: Callable[..., Any]
     norm: Callable[..., Any]
     dropout: Callable[..., Any]
+    drop_block: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, drop_block_rate: ArrayLike) -> jax.Array:
         """Apply the block: ``(batch, h, w, in)`` to ``(batch, h / stride, w / stride, out)``."""
         activated = nn.relu(self.norm(name="norm1")(inputs))
         hidden = self.conv(self.channels, (3, 3), self.stride, padding=1, name="conv1")(activated)
         hidden = nn.relu(self.norm(name="norm2")(hidden))
         hidden = self.dropout(name="dropout")(hidden)
+        hidden = self.drop_block(name="drop_block1")(hidden, drop_block_rate)
         hidden = self.conv(self.channels, (3, 3), padding=1, name="conv2")(hidden)
-        if inputs.shape[-1] == self.channels:
-            return inputs + hidden
-        # Where the width changes, the shortcut too starts from the activated inputs.
-        shortcut = self.conv(self.channels, (1, 1), self.stride, padding=0, name="shortcut_conv")
-        return shortcut(activated) + hidden
+        hidden = self.drop_block(name="drop_block2")(hidden, drop_block_rate)
+        shortcut = inputs
+        if inputs.shape[-1] != self.channels:
+            # Where the width changes, the shortcut too starts from the activated inputs.
+            shortcut = self.conv(
+                self.channels, (1, 1), self.stride, padding=0, name="shortcut_conv"
+            )(activated)
+        shortcut = self.drop_block(name="drop_block_shortcut")(shortcut, drop_block_rate)
+        return shortcut + hidden
 
 
 class WideResNet(nn.Module):
@@ -94,6 +128,7 @@ class WideResNet(nn.Module):
         widen_factor: Multiplies the widths of the groups.
         num_classes: Number of outputs.
         dropout_rate: Dropout between the two convolutions of a block, in training.
+        drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in.
     """
 
@@ -101,10 +136,13 @@ class WideResNet(nn.Module):
     widen_factor: int
     num_classes: int
     dropout_rate: float = 0.0
+    drop_block_size: int = 0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool, drop_block_rate: ArrayLike = 0.0
+    ) -> jax.Array:
         """Compute the logits.
 
         Args:
@@ -112,6 +150,7 @@ class WideResNet(nn.Module):
             train: Whether BatchNorm uses the batch's statistics rather than the running ones
                 (which it updates if the collection ``batch_stats`` is mutable), and whether
                 dropout, which needs the random stream ``dropout``, is on.
+            drop_block_rate: Share that DropBlock drops, from the random stream ``dropout``.
 
         Returns:
             Logits ``(batch, num_classes)``, float32 whatever ``dtype`` is.
@@ -126,6 +165,7 @@ class WideResNet(nn.Module):
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         hidden = conv(GROUP_WIDTHS[0], (3, 3), padding=1, name="stem_conv")(images)
         for group, width in enumerate(GROUP_WIDTHS):
+            share = stage_share(group, len(GROUP_WIDTHS))
             for block in range(self.blocks_per_group):
                 hidden = PreActivationBlock(
                     channels=width * self.widen_factor,
@@ -133,8 +173,9 @@ class WideResNet(nn.Module):
                     conv=conv,
                     norm=norm,
                     dropout=dropout,
+                    drop_block=partial(DropBlock, self.drop_block_size, share),
                     name=f"group{group + 1}_block{block + 1}",
-                )(hidden)
+                )(hidden, drop_block_rate)
         hidden = nn.relu(norm(name="head_norm")(hidden))
         features = jnp.mean(hidden, axis=(1, 2))
         logits = nn.Dense(

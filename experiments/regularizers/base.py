@@ -47,19 +47,49 @@ class Outputs(NamedTuple):
 LossFunction: TypeAlias = Callable[[PyTree], tuple[Float[Array, ""], Outputs]]
 """From params to the loss and its outputs; batch and keys are already inside."""
 
+NetworkFunction: TypeAlias = Callable[
+    [PyTree, Float[Array, "batch height width channels"]],
+    tuple[Float[Array, "batch classes"], PyTree],
+]
+"""From params and images to the logits and BatchNorm's running statistics after these images.
+
+It is the network as it is trained: BatchNorm uses the batch's statistics, and what is dropped is
+the same in every call of one step.
+"""
+
+
+class StepInputs(NamedTuple):
+    """What one training step is computed from, beside the loss.
+
+    Attributes:
+        key: PRNG key of this step and method.
+        step: Number of steps taken so far.
+        batch: Images and labels, as all methods' `augment` have left them.
+        network: The network.
+    """
+
+    key: PRNGKeyArray
+    step: Int[Array, ""]
+    batch: Batch
+    network: NetworkFunction
+
 
 @dataclasses.dataclass(frozen=True)
 class Regularizer:
     """A regularization method that changes nothing; methods override the hooks that they need.
 
     Methods combine as a tuple: each hook is applied in the tuple's order to what the one before
-    returned. The training step calls the hooks and knows no method by name.
+    returned. The training step calls the hooks and knows no method by name. A method keeps no
+    state of its own: what must outlive a step belongs into the optimizer's state, so that a run
+    can be taken up again.
     """
 
     name: ClassVar[str] = ""
 
     def model(self, **arguments: Any) -> dict[str, Any]:
         """Change the arguments that the network is built with.
+
+        The params must stay what they are without the method: networks are evaluated without.
 
         Args:
             **arguments: Keyword arguments of the model's constructor.
@@ -68,6 +98,31 @@ class Regularizer:
             The arguments to use.
         """
         return arguments
+
+    def call_arguments(self, step: Int[Array, ""]) -> dict[str, Any]:
+        """Give arguments that the network is called with in training, and in training alone.
+
+        Unlike those of the constructor they may depend on the step.
+
+        Args:
+            step: Number of steps taken so far.
+
+        Returns:
+            Keyword arguments, beside ``train``.
+        """
+        return {}
+
+    def initial_params(self, key: PRNGKeyArray, params: PyTree) -> PyTree:
+        """Change the weights that training starts from.
+
+        Args:
+            key: PRNG key of this run and method.
+            params: Initial weights of the network.
+
+        Returns:
+            The weights to use.
+        """
+        return params
 
     def augment(self, key: PRNGKeyArray, batch: Batch) -> Batch:
         """Change a training batch after the data set's own augmentation and normalisation.
@@ -95,9 +150,7 @@ class Regularizer:
         """
         return jnp.zeros((), logits.dtype)
 
-    def objective(
-        self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
-    ) -> LossFunction:
+    def objective(self, loss_fn: LossFunction, inputs: StepInputs) -> LossFunction:
         """Change the function that is differentiated.
 
         The wrapper may add metrics to the outputs (`Outputs.with_metrics`); they reach the log
@@ -105,20 +158,31 @@ class Regularizer:
 
         Args:
             loss_fn: The loss, or what the methods before made of it.
-            key: PRNG key of this step and method.
-            step: Number of steps taken so far.
+            inputs: What else the step is computed from.
 
         Returns:
             The function to differentiate in its place.
         """
         return loss_fn
 
+    def optimizer_settings(self, **settings: Any) -> dict[str, Any]:
+        """Change the settings that the optimizer is built from.
+
+        Args:
+            **settings: Fields of `OptimizerConfig`.
+
+        Returns:
+            The settings to use.
+        """
+        return settings
+
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """Change the optimizer.
 
-        Each step calls ``update(gradients, state, params, value_fn=..., key=...)``, where
-        ``value_fn(params)`` is this step's objective and ``key`` a PRNG key of this step; a wrapper
-        that hands the extra arguments on combines with every other.
+        Each step calls ``update(gradients, state, params, value_fn=..., grad_fn=..., key=...)``:
+        ``value_fn(params)`` is this step's objective at other params, ``grad_fn(params, _)`` its
+        gradient there, and ``key`` a PRNG key of this step. A wrapper that hands the extra
+        arguments on combines with every other.
 
         Args:
             tx: The optimizer, or what the methods before made of it.
@@ -127,3 +191,15 @@ class Regularizer:
             The optimizer to use.
         """
         return tx
+
+    def evaluation_params(self, params: PyTree, opt_state: PyTree) -> PyTree:
+        """Choose the params at which the network is evaluated.
+
+        Args:
+            params: The params of the training state, or what the methods before made of them.
+            opt_state: State of the optimizer.
+
+        Returns:
+            The params to use.
+        """
+        return params

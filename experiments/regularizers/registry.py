@@ -10,10 +10,43 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from experiments.regularizers.base import Regularizer
+from experiments.regularizers.confidence_penalty import ConfidencePenalty
+from experiments.regularizers.cutout import Cutout
+from experiments.regularizers.dropblock import DropBlock
+from experiments.regularizers.dropout import Dropout
+from experiments.regularizers.jacobian import Jacobian
+from experiments.regularizers.label_smoothing import LabelSmoothing
+from experiments.regularizers.linbreg import AdaBreg, LinBreg
+from experiments.regularizers.lookahead import Lookahead
+from experiments.regularizers.mixup import Mixup
+from experiments.regularizers.nso import NSO
+from experiments.regularizers.sam import SAM
+from experiments.regularizers.sankar import SankarFull, SankarMiddle
 from experiments.regularizers.seht import SehtD, SehtH, SehtShare
 
 PLAIN = "plain"
-REGULARIZERS: dict[str, type[Regularizer]] = {cls.name: cls for cls in (SehtD, SehtH, SehtShare)}
+REGULARIZERS: dict[str, type[Regularizer]] = {
+    cls.name: cls
+    for cls in (
+        Dropout,
+        DropBlock,
+        Jacobian,
+        ConfidencePenalty,
+        LabelSmoothing,
+        Cutout,
+        Mixup,
+        Lookahead,
+        SAM,
+        NSO,
+        SankarFull,
+        SankarMiddle,
+        LinBreg,
+        AdaBreg,
+        SehtD,
+        SehtH,
+        SehtShare,
+    )
+}
 
 
 def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 import seht_jax as seht
-from experiments.regularizers.base import LossFunction, Outputs, Regularizer
+from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
 from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
 
 
@@ -50,23 +50,20 @@ class SehtH(Regularizer):
         """Arguments of `seht.regularize`, by name, that do not change from step to step."""
         return {"p": None, "num_probes": self.num_probes, "curvature": self.curvature}
 
-    def objective(
-        self, loss_fn: LossFunction, key: PRNGKeyArray, step: Int[Array, ""]
-    ) -> LossFunction:
+    def objective(self, loss_fn: LossFunction, inputs: StepInputs) -> LossFunction:
         """Add lambda times the estimate of tr(H); logs the estimate and the layers drawn.
 
         Args:
             loss_fn: The loss.
-            key: PRNG key of this step.
-            step: Number of steps taken so far.
+            inputs: Key and number of the step.
 
         Returns:
             The penalised loss.
         """
         penalised = seht.regularize(
             loss_fn,
-            key,
-            lam=self._strength(step),
+            inputs.key,
+            lam=self._strength(inputs.step),
             has_aux=True,
             with_estimate=True,
             **self.settings,

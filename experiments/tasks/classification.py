@@ -1,7 +1,8 @@
 """Image classification: the loss of a batch, evaluation of a split, curvature on a split."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 import seht_jax as seht
 from experiments.data.augment import normalise
 from experiments.data.dataset import Dataset, Split
-from experiments.regularizers import Batch, LossFunction, Outputs, Regularizer
+from experiments.regularizers import Batch, LossFunction, NetworkFunction, Outputs, Regularizer
 
 EVALUATION_BATCH_SIZE = 256
 
@@ -30,24 +31,52 @@ class Evaluation(NamedTuple):
     accuracy: float
 
 
-def make_loss_fn(
+def make_network(
     model: nn.Module,
-    method: Sequence[Regularizer],
     batch_stats: PyTree,
-    batch: Batch,
     dropout_key: PRNGKeyArray,
-) -> LossFunction:
-    """Build the training loss of one batch as a pure function of the params.
+    call_arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> NetworkFunction:
+    """Build the network of one training step as a pure function of params and images.
 
     BatchNorm uses the batch's statistics. The dropout key is fixed inside, so that every evaluation
     of the returned function, the curvature's included, drops the same units.
 
     Args:
         model: The network.
-        method: The regularizers, whose loss terms are added.
-        batch_stats: BatchNorm's running statistics before this batch.
-        batch: Images and labels.
+        batch_stats: BatchNorm's running statistics before this step.
         dropout_key: PRNG key for dropout in the network.
+        call_arguments: What the network is called with beside ``train``.
+
+    Returns:
+        A function from params and images to logits and the running statistics after these images.
+    """
+
+    def network(
+        params: PyTree, images: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch classes"], PyTree]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+            **call_arguments,
+        )
+        return logits, updated["batch_stats"]
+
+    return network
+
+
+def make_loss_fn(
+    network: NetworkFunction, method: Sequence[Regularizer], batch: Batch
+) -> LossFunction:
+    """Build the training loss of one batch as a pure function of the params.
+
+    Args:
+        network: The network of this step.
+        method: The regularizers, whose loss terms are added.
+        batch: Images and labels.
 
     Returns:
         A function from params to the loss and `Outputs` with metrics ``loss`` (the cross-entropy
@@ -55,19 +84,13 @@ def make_loss_fn(
     """
 
     def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Outputs]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch.images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
+        logits, batch_stats = network(params, batch.images)
         logits = seht.outputs(logits)
         cross_entropy = jnp.mean(optax.softmax_cross_entropy(logits, batch.labels))
         loss = sum((part.loss(logits, batch.labels) for part in method), start=cross_entropy)
         hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.labels, axis=-1)
         metrics = {"loss": cross_entropy, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
-        return loss, Outputs(updated["batch_stats"], metrics)
+        return loss, Outputs(batch_stats, metrics)
 
     return loss_fn
 
@@ -109,7 +132,7 @@ class Evaluator:
                 normalise(split.images, dataset.mean, dataset.standard_deviation),
                 jax.nn.one_hot(split.labels, dataset.num_classes),
             )
-            loss_fn = make_loss_fn(model, (), batch_stats, batch, key)
+            loss_fn = make_loss_fn(make_network(model, batch_stats, key), (), batch)
             estimate = seht.hutchinson_trace(loss_fn, key, num_probes=1, has_aux=True)
             return estimate(params).mean
 

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 from rich.console import Console
 
 from experiments.config import TrainConfig
@@ -99,7 +100,10 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
         batch_size=config.batch_size,
         augmentation=config.data.augmentation,
     )
-    return Experiment(config, dataset, model, tx, train_step, Evaluator(model, dataset))
+    # Without the method, so that networks are compared as they are: the trace is that of a loss
+    # with nothing dropped.
+    evaluator = Evaluator(build_model(config.model, dataset.num_classes), dataset)
+    return Experiment(config, dataset, model, tx, train_step, evaluator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +145,22 @@ class Experiment:
         Returns:
             The state before the first step.
         """
-        return init_state(self.model, self.tx, self.dataset.train.images.shape[1:], seed)
+        image_shape = self.dataset.train.images.shape[1:]
+        return init_state(self.model, self.tx, image_shape, seed, self.config.method)
+
+    def evaluation_params(self, state: TrainState) -> PyTree:
+        """Choose the params at which the network is evaluated.
+
+        Args:
+            state: Any state of a run.
+
+        Returns:
+            The params of the state, unless a method has others.
+        """
+        params = state.params
+        for part in self.config.method:
+            params = part.evaluation_params(params, state.opt_state)
+        return params
 
     def warm_up(self, state: TrainState) -> None:
         """Compile the training step, by taking one step and forgetting it.
@@ -230,7 +249,7 @@ def _train_and_log(
                 step = int(state.step)
                 if step % experiment.steps_per_epoch == 0 and len(validation.labels):
                     measured = experiment.evaluator.evaluate(
-                        state.params, state.batch_stats, validation
+                        experiment.evaluation_params(state), state.batch_stats, validation
                     )
                     row["validation/loss"] = measured.loss
                     row["validation/accuracy"] = measured.accuracy
@@ -259,15 +278,16 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
         "training_seconds": sum(row["seconds"] for row in rows),
         "median_step_time": float(np.median([row["step_time"] for row in rows])),
     }
+    params = experiment.evaluation_params(state)
     for name in ("train", "validation", "test"):
         split: Split = getattr(dataset, name)
         if len(split.labels):
-            measured = evaluator.evaluate(state.params, state.batch_stats, split)
+            measured = evaluator.evaluate(params, state.batch_stats, split)
             result |= {f"{name}_loss": measured.loss, f"{name}_accuracy": measured.accuracy}
     if config.trace_examples:
         part = Split(*(array[: config.trace_examples] for array in dataset.train))
         mean, standard_error = evaluator.trace(
-            state.params, state.batch_stats, part, jax.random.key(_TRACE_SEED), config.trace_probes
+            params, state.batch_stats, part, jax.random.key(_TRACE_SEED), config.trace_probes
         )
         result |= {
             "trace": mean,

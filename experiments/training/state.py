@@ -1,14 +1,14 @@
 """What a run consists of between two steps, and the optimizer."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from experiments.config import OptimizerConfig
@@ -50,30 +50,50 @@ def make_optimizer(
     Args:
         config: Its settings.
         num_steps: Steps after which the cosine schedule reaches zero.
-        method: The regularizers, each of which may wrap the optimizer.
+        method: The regularizers, each of which may change the settings and wrap the optimizer.
 
     Returns:
         The transformation of gradients.
     """
-    cosine = optax.cosine_decay_schedule(config.learning_rate, num_steps)
-
-    def schedule(count: ArrayLike) -> ArrayLike:
-        # Optax compares the integer count with a float, which strict dtype promotion refuses.
-        return cosine(jnp.asarray(count, jnp.float32))
-
+    settings = dataclasses.asdict(config)
+    for part in method:
+        settings = part.optimizer_settings(**settings)
+    config = OptimizerConfig(**settings)
+    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, config.momentum),
+        optax.sgd(schedule, config.momentum)
+        if config.algorithm == "sgd"
+        else optax.adam(schedule, config.momentum),
     )
     for part in method:
         tx = part.optimizer(tx)
-    return optax.with_extra_args_support(tx)
+    return _with_standard_promotion(tx)
+
+
+def _with_standard_promotion(
+    tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Let an optimizer mix counts with floats, which strict dtype promotion refuses."""
+    tx = optax.with_extra_args_support(tx)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, PyTree]:
+        with jax.numpy_dtype_promotion("standard"):
+            return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, image_shape: Sequence[int], seed: int
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: Sequence[int],
+    seed: int,
+    method: Sequence[Regularizer] = (),
 ) -> TrainState:
     """Draw initial weights.
 
@@ -82,16 +102,20 @@ def init_state(
         tx: The optimizer.
         image_shape: ``(height, width, channels)``.
         seed: Seed of the run.
+        method: The regularizers, each of which may change the weights.
 
     Returns:
         The state before the first step.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = _init_variables(model, tuple(image_shape), init_key)
+    params = variables["params"]
+    for i, part in enumerate(method):
+        params = part.initial_params(jax.random.fold_in(init_key, i), params)
     return TrainState(
-        params=variables["params"],
+        params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=tx.init(variables["params"]),
+        opt_state=tx.init(params),
         step=jnp.zeros((), jnp.int32),
         key=run_key,
     )

@@ -1,18 +1,18 @@
 """One training step, from the data on the device to the next state, in one jitted function."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from experiments.data.augment import crop_and_flip, normalise, random_flip
 from experiments.data.dataset import Dataset, Split
-from experiments.regularizers import Batch, Regularizer
-from experiments.tasks.classification import make_loss_fn
+from experiments.regularizers import Batch, Regularizer, StepInputs
+from experiments.tasks.classification import make_loss_fn, make_network
 from experiments.training.state import TrainState
 
 Metrics: TypeAlias = dict[str, Float[Array, ""]]
@@ -97,9 +97,17 @@ def make_train_step(
         ]
         for part, (augment_key, _) in zip(method, method_keys, strict=True):
             batch = part.augment(augment_key, batch)
-        loss_fn = make_loss_fn(model, method, state.batch_stats, batch, dropout_key)
+        call_arguments = {}
+        for part in method:
+            call_arguments |= part.call_arguments(state.step)
+        network = make_network(model, state.batch_stats, dropout_key, call_arguments)
+        loss_fn = make_loss_fn(network, method, batch)
         for part, (_, objective_key) in zip(method, method_keys, strict=True):
-            loss_fn = part.objective(loss_fn, objective_key, state.step)
+            inputs = StepInputs(objective_key, state.step, batch, network)
+            loss_fn = part.objective(loss_fn, inputs)
+
+        def gradient_at(params: PyTree, _: Any) -> PyTree:
+            return jax.grad(loss_fn, has_aux=True)(params)[0]
 
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (objective, outputs), gradients = gradient_fn(state.params)
@@ -108,6 +116,7 @@ def make_train_step(
             state.opt_state,
             state.params,
             value_fn=lambda params: loss_fn(params)[0],
+            grad_fn=gradient_at,
             key=optimizer_key,
         )
         metrics = outputs.metrics | {

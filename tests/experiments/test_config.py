@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import DataConfig, TrainConfig, to_json
+from experiments.config import DataConfig, ModelConfig, TrainConfig, to_json
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.regularizers import SehtD, SehtH
 
@@ -18,6 +18,25 @@ from experiments.regularizers import SehtD, SehtH
 def test_a_number_out_of_its_range_is_named(field):
     with pytest.raises(ValueError, match=f"{field} must be at least .*, not -1"):
         TrainConfig(**{field: -1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "wide-resnet"}, "a wide-resnet needs a depth: 10, 16"),
+        ({"network": "wide-resnet", "depth": 12}, r"depth must be 6n \+ 4 .*, not 12"),
+        ({"network": "resnet18", "depth": 18}, "resnet18 has a fixed depth: leave out depth=18"),
+        ({"width": 0}, "width must be at least 1, not 0"),
+    ],
+)
+def test_a_size_that_does_not_fit_the_network_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+
+
+def test_a_method_is_named_once():
+    with pytest.raises(ValueError, match="the method names 'seht-h' more than once"):
+        TrainConfig(method=(SehtH(), SehtD(), SehtH(lam=1.0)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -94,6 +94,30 @@ def test_running_statistics_move_by_a_tenth():
     )
 
 
-@pytest.mark.parametrize("network", ["digits-resnet", "resnet18"])
-def test_every_network_of_the_configuration_is_built(network):
-    assert build_model(ModelConfig(network=network, width=3), num_classes=7).num_classes == 7
+def test_dropout_acts_in_training_and_takes_no_parameters():
+    plain, model = digits_resnet(10, width=2), digits_resnet(10, width=2, dropout_rate=0.5)
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    variables = jax.jit(partial(plain.init, train=False))(jax.random.key(0), images)
+
+    @jax.jit
+    def logits(key):
+        rngs = {"dropout": key}
+        return model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+    assert not np.allclose(logits(jax.random.key(0)), logits(jax.random.key(1)))
+    np.testing.assert_array_equal(
+        model.apply(variables, images, train=False), plain.apply(variables, images, train=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ModelConfig("resnet18", width=64), 11_173_962),
+        (ModelConfig("digits-resnet", width=8), 5_266),
+        (ModelConfig("wide-resnet", width=10, depth=28), 36_479_194),
+    ],
+)
+def test_every_network_of_the_configuration_is_built(config, expected):
+    _, variables = shapes(build_model(config, num_classes=10), (32, 32, 3))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected

@@ -15,7 +15,12 @@ from experiments.data.augment import normalise
 from experiments.data.dataset import Split
 from experiments.models.resnet import digits_resnet
 from experiments.regularizers import Batch, Regularizer
-from experiments.tasks.classification import EVALUATION_BATCH_SIZE, Evaluator, make_loss_fn
+from experiments.tasks.classification import (
+    EVALUATION_BATCH_SIZE,
+    Evaluator,
+    make_loss_fn,
+    make_network,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,8 @@ def prepare(model, dataset):
 def test_loss_is_the_mean_cross_entropy(tiny_digits):
     model = digits_resnet(10, width=2)
     batch, params, stats = prepare(model, tiny_digits)
-    loss, outputs = make_loss_fn(model, (), stats, batch, jax.random.key(0))(params)
+    network = make_network(model, stats, jax.random.key(0))
+    loss, outputs = make_loss_fn(network, (), batch)(params)
     logits, updated = model.apply(
         {"params": params, "batch_stats": stats}, batch.images, train=True, mutable=["batch_stats"]
     )
@@ -81,15 +87,17 @@ def test_terms_of_methods_are_added_but_not_logged_as_loss(tiny_digits):
     model = digits_resnet(10, width=2)
     batch, params, stats = prepare(model, tiny_digits)
     method = (Constant(), Constant())
-    loss, outputs = make_loss_fn(model, method, stats, batch, jax.random.key(0))(params)
+    network = make_network(model, stats, jax.random.key(0))
+    loss, outputs = make_loss_fn(network, method, batch)(params)
     assert float(loss) == pytest.approx(float(outputs.metrics["loss"]) + 1.0)
 
 
 def test_dropout_is_the_same_in_every_evaluation(tiny_digits):
     model = Dropping()
     batch, params, stats = prepare(model, tiny_digits)
-    loss_fn = make_loss_fn(model, (), stats, batch, jax.random.key(1))
-    other = make_loss_fn(model, (), stats, batch, jax.random.key(2))
+    loss_fn, other = (
+        make_loss_fn(make_network(model, stats, jax.random.key(seed)), (), batch) for seed in (1, 2)
+    )
     assert float(loss_fn(params)[0]) == float(loss_fn(params)[0]) != float(other(params)[0])
 
 
@@ -119,7 +127,7 @@ def test_trace_is_that_of_the_training_loss(tiny_digits):
     split = Split(*(array[:20] for array in tiny_digits.train))
     evaluator = Evaluator(model, tiny_digits)
     mean, standard_error = evaluator.trace(params, stats, split, jax.random.key(0), 100)
-    loss_fn = make_loss_fn(model, (), stats, batch, jax.random.key(0))
+    loss_fn = make_loss_fn(make_network(model, stats, jax.random.key(0)), (), batch)
     exact = float(jax.jit(seht.exact_trace(loss_fn, has_aux=True))(params))
     assert 0 < standard_error < 0.2 * abs(exact)
     assert abs(mean - exact) < 4 * standard_error

@@ -35,18 +35,38 @@ class Recording(Regularizer):
         self.calls.add("loss")
         return jnp.zeros(())
 
-    def objective(self, loss_fn, _key, step):
+    def objective(self, loss_fn, inputs):
         self.calls.add("objective")
 
         def with_metric(params):
             loss, outputs = loss_fn(params)
-            return loss, outputs.with_metrics(recorded=step.astype(jnp.float32))
+            logits, _ = inputs.network(params, inputs.batch.images)
+            cross_entropy = optax.softmax_cross_entropy(logits, inputs.batch.labels).mean()
+            return loss, outputs.with_metrics(
+                recorded=inputs.step.astype(jnp.float32), again=cross_entropy
+            )
 
         return with_metric
+
+    def call_arguments(self, step):
+        self.calls.add("call_arguments")
+        return {"drop_block_rate": step.astype(jnp.float32)}
+
+    def initial_params(self, _key, params):
+        self.calls.add("initial_params")
+        return params
+
+    def optimizer_settings(self, **settings):
+        self.calls.add("optimizer_settings")
+        return settings
 
     def optimizer(self, tx):
         self.calls.add("optimizer")
         return tx
+
+    def evaluation_params(self, params, _opt_state):
+        self.calls.add("evaluation_params")
+        return params
 
 
 def start(config, dataset, **changes):
@@ -60,8 +80,11 @@ def test_every_hook_is_called_and_metrics_of_methods_reach_the_log(plain, tiny_d
     Recording.calls.clear()
     experiment, state, order = start(plain, tiny_digits, method=(Recording(),), batch_size=20)
     state, metrics = experiment.train_step(state, tiny_digits.train, order)
-    assert Recording.calls == {"model", "augment", "loss", "objective", "optimizer"}
+    assert experiment.evaluation_params(state) is state.params
+    hooks = {name for name in vars(Regularizer) if callable(getattr(Regularizer, name))}
+    assert Recording.calls == {name for name in hooks if not name.startswith("_")}
     assert float(metrics["recorded"]) == 0
+    assert float(metrics["again"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("method", [SehtH(lam=0.0), SehtD(lam=0.0, num_branches=1)])
