@@ -11,6 +11,7 @@ from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.strength.command import StrengthConfig, run_strength
+from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.training.loop import train as train_network
 from experiments.training.summary import summary_table
 
@@ -31,6 +32,15 @@ def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
     """Try forms and strengths of the penalty on small networks; the same command goes on."""
     run_strength(config, Console())
+
+
+def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a table of methods, each with its grid, at several seeds.
+
+    The same command goes on with what was interrupted; given several times, also on other machines
+    with one --storage, it shares the work.
+    """
+    run_sweep(config, Console())
 
 
 def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
@@ -54,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "strength": strength, "train": train},
+            {"demo": demo, "strength": strength, "sweep": sweep, "train": train},
             args=arguments,
             prog="python -m experiments",
             description="Experiments with Hessian-trace regularization.",
