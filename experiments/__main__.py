@@ -10,6 +10,7 @@ from experiments.config import TrainConfig
 from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError
 from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.training.loop import train as train_network
@@ -27,6 +28,11 @@ else:
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
     """Train a small network plainly, with SEHT-D and with SEHT-H, and compare them."""
     run_demo(config, Console())
+
+
+def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
+    """Write tables, figures and one page about a sweep, from the logs of its runs."""
+    write_report(config, Console())
 
 
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
@@ -64,7 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "strength": strength, "sweep": sweep, "train": train},
+            {
+                "demo": demo,
+                "report": report,
+                "strength": strength,
+                "sweep": sweep,
+                "train": train,
+            },
             args=arguments,
             prog="python -m experiments",
             description="Experiments with Hessian-trace regularization.",
