@@ -10,7 +10,9 @@ from experiments.config import TrainConfig
 from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError
 from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
+from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.training.loop import train as train_network
 from experiments.training.summary import summary_table
 
@@ -28,9 +30,23 @@ def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
     run_demo(config, Console())
 
 
+def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
+    """Write tables, figures and one page about a sweep, from the logs of its runs."""
+    write_report(config, Console())
+
+
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
     """Try forms and strengths of the penalty on small networks; the same command goes on."""
     run_strength(config, Console())
+
+
+def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
+    """Run a table of methods, each with its grid, at several seeds.
+
+    The same command goes on with what was interrupted; given several times, also on other machines
+    with one --storage, it shares the work.
+    """
+    run_sweep(config, Console())
 
 
 def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
@@ -54,7 +70,13 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "strength": strength, "train": train},
+            {
+                "demo": demo,
+                "report": report,
+                "strength": strength,
+                "sweep": sweep,
+                "train": train,
+            },
             args=arguments,
             prog="python -m experiments",
             description="Experiments with Hessian-trace regularization.",

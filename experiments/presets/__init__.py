@@ -1,7 +1,8 @@
 """Ready configurations, one file each, whose docstring says what to expect."""
 
 from experiments.config import TrainConfig
-from experiments.presets import cifar10_small, digits
+from experiments.presets import cifar10_small, digits, digits_sweep
+from experiments.sweep.definition import Sweep
 
 PRESETS: dict[str, TrainConfig] = {
     "digits": digits.CONFIG,
@@ -11,3 +12,4 @@ DESCRIPTIONS: dict[str, str] = {
     "digits": digits.DESCRIPTION,
     "cifar10-small": cifar10_small.DESCRIPTION,
 }
+SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (digits_sweep.SWEEP,)}

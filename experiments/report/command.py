@@ -1,0 +1,101 @@
+"""The command `python -m experiments report`."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from experiments.report.cost import costs
+from experiments.report.data import report_json, runs_csv
+from experiments.report.figures import DARK, LIGHT, draw_convergence, draw_max_iter
+from experiments.report.page import Picture, render_markdown, render_page
+from experiments.report.read import SweepRecord, read_sweep
+from experiments.report.summary import RowSummary, summarise
+from experiments.report.tables import cost_table, grid_table, markdown, result_table
+from experiments.training.run_directory import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """Which runs to report."""
+
+    directory: tyro.conf.Positional[Path]
+    """Output directory of a sweep. The report goes to its subdirectory report."""
+
+
+def write_report(config: ReportConfig, console: Console) -> Path:
+    """Write tables, figures and the page, from the runs' logs and results.
+
+    Args:
+        config: Which runs.
+        console: Where the tables are shown.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ExperimentError: If the directory is none of a sweep.
+    """
+    sweep = read_sweep(config.directory)
+    summaries = summarise(sweep)
+    cost = costs(summaries, sweep.baseline)
+    results = result_table(sweep, summaries)
+    grids = grid_table(sweep, summaries)
+    pictures = _pictures(sweep, summaries)
+    parts = [
+        results,
+        *pictures,
+        cost_table(sweep, summaries, cost),
+        *([grids] if grids.lines else []),
+    ]
+    text = (sweep.title, f"Sweep {sweep.name}, {sweep.num_seeds} seeds.", parts, _made_with(sweep))
+
+    output = config.directory / "report"
+    output.mkdir(exist_ok=True)
+    for picture in pictures:
+        picture.light.savefig(output / f"{picture.name}.png", dpi=150)
+    write_json(output / "report.json", report_json(sweep, summaries, cost))
+    (output / "runs.csv").write_text(runs_csv(sweep), encoding="utf-8")
+    (output / "report.md").write_text(render_markdown(*text), encoding="utf-8")
+    page = output / "report.html"
+    page.write_text(render_page(*text), encoding="utf-8")
+    console.print(markdown(results), highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"Page: {page}   Beside it: report.md, report.json, runs.csv and the figures.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return page
+
+
+def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Picture]:
+    drawn = (
+        (
+            "convergence",
+            "Convergence: means over the seeds, bands of one standard error.",
+            [draw_convergence(sweep, summaries, theme) for theme in (LIGHT, DARK)],
+        ),
+        (
+            "max-iter",
+            "SEHT-D by maxIter and p: means and standard errors over the seeds.",
+            [draw_max_iter(summaries, theme) for theme in (LIGHT, DARK)],
+        ),
+    )
+    return [
+        Picture(name, caption, light, dark)
+        for name, caption, (light, dark) in drawn
+        if light is not None and dark is not None
+    ]
+
+
+def _made_with(sweep: SweepRecord) -> list[str]:
+    """Describe where the runs came to their end, and how many of them in each place."""
+    counts = Counter(
+        ", ".join(f"{name} {value}" for name, value in run.environment.items())
+        for run in sweep.runs()
+        if run.environment is not None
+    )
+    return [f"{place}: {number} runs" for place, number in counts.items()]

@@ -1,0 +1,55 @@
+"""How a run went, epoch by epoch, from its log."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.training.logging import read_log
+
+
+class Curves(NamedTuple):
+    """What a log says of each epoch.
+
+    Attributes:
+        epochs: The epochs, 1, 2, ...
+        train_loss: Mean cross-entropy of the epoch's training batches.
+        validation_accuracy: Share of the validation images that are classified rightly at the
+            epoch's end.
+    """
+
+    epochs: np.ndarray
+    train_loss: np.ndarray
+    validation_accuracy: np.ndarray
+
+
+def read_curves(directory: Path) -> Curves:
+    """Read the curves of a finished run.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        The curves; the accuracies are nan where there are no validation data.
+    """
+    rows = read_log(directory / "metrics.jsonl")
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    # A line stands for the steps since the one before, and a line ends with every epoch.
+    epoch_of_line = np.ceil([row["epoch"] for row in rows]).astype(int)
+    losses = np.array([row["loss"] for row in rows])
+    measured = {
+        epoch: row["validation/accuracy"]
+        for epoch, row in zip(epoch_of_line, rows, strict=True)
+        if "validation/accuracy" in row
+    }
+    epochs = np.unique(epoch_of_line)
+    return Curves(
+        epochs=epochs,
+        train_loss=np.array(
+            [
+                np.average(losses[epoch_of_line == epoch], weights=steps[epoch_of_line == epoch])
+                for epoch in epochs
+            ]
+        ),
+        validation_accuracy=np.array([measured.get(epoch, np.nan) for epoch in epochs]),
+    )

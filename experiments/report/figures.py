@@ -1,0 +1,200 @@
+"""The paper's Figure 1: convergence, and accuracy by maxIter and p."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.regularizers import SehtD
+from experiments.report.curves import read_curves
+from experiments.report.read import SweepRecord
+from experiments.report.summary import Estimate, RowSummary
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; the first is the text's colour.
+_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A500")
+_DASHES = ("-", "--", "-.", ":")
+_MARKERS = "os^Dv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Theme:
+    """Colours of a figure.
+
+    Attributes:
+        text: Text and axes.
+        background: What is behind them.
+    """
+
+    text: str
+    background: str
+
+
+LIGHT = Theme(text="#1b1b1b", background="#ffffff")
+DARK = Theme(text="#e6e6e6", background="#161616")
+
+
+class Setting(NamedTuple):
+    """A row of SEHT-D alone.
+
+    Attributes:
+        series: What it has beside maxIter: p, and what else sets rows of the sweep apart.
+        max_iter: Its number of probes.
+        accuracy: Its test accuracy.
+    """
+
+    series: str
+    max_iter: int
+    accuracy: Estimate
+
+
+def draw_convergence(
+    sweep: SweepRecord, summaries: Sequence[RowSummary], theme: Theme = LIGHT
+) -> Figure | None:
+    """Draw training loss and validation accuracy by epoch.
+
+    Args:
+        sweep: The runs.
+        summaries: What they say: the chosen points are drawn.
+        theme: The colours.
+
+    Returns:
+        The figure: per row the mean over finished runs, and a band of one standard error; `None`
+        if no run is finished.
+    """
+    drawn = {
+        summary.row.label: summary.chosen
+        for summary in summaries
+        if summary.chosen is not None and summary.chosen.finished
+        if summary.row.label in sweep.convergence
+    }
+    if not drawn:
+        return None
+    with _colours(theme):
+        figure, (loss_axis, accuracy_axis) = _empty_figure(theme, num_axes=2)
+        for (label, point), style in zip(drawn.items(), _styles(theme), strict=False):
+            curves = [read_curves(run.directory) for run in point.finished]
+            epochs = curves[0].epochs
+            diverged = f", {point.num_diverged} diverged" if point.num_diverged else ""
+            name = f"{label} (n = {len(curves)}{diverged})"
+            _draw_band(loss_axis, epochs, [each.train_loss for each in curves], style, name)
+            accuracies = [100 * each.validation_accuracy for each in curves]
+            _draw_band(accuracy_axis, epochs, accuracies, style, name)
+        loss_axis.set_yscale("log")
+        loss_axis.set_title("Training loss, mean of an epoch")
+        accuracy_axis.set_title("Validation accuracy, %")
+        for axis in (loss_axis, accuracy_axis):
+            axis.set_xlabel("epoch")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        handles, labels = loss_axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def draw_max_iter(summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figure | None:
+    """Draw the test accuracy of SEHT-D by maxIter and p.
+
+    Args:
+        summaries: What the runs say; rows of SEHT-D alone are drawn, at their chosen points.
+        theme: The colours.
+
+    Returns:
+        The figure: means and standard errors; `None` unless there are two such rows to compare.
+    """
+    settings = seht_d_settings(summaries)
+    if len({setting[:2] for setting in settings}) < 2:
+        return None
+    with _colours(theme):
+        figure, (axis,) = _empty_figure(theme, num_axes=1)
+        max_iters = sorted({setting.max_iter for setting in settings})
+        all_series = sorted({setting.series for setting in settings})
+        for i, (series, style) in enumerate(zip(all_series, _styles(theme), strict=False)):
+            points = sorted(setting for setting in settings if setting.series == series)
+            shift = 0.08 * (i - (len(all_series) - 1) / 2)
+            axis.errorbar(
+                [max_iters.index(point.max_iter) + shift for point in points],
+                [100 * point.accuracy.mean for point in points],
+                [100 * (point.accuracy.standard_error or 0.0) for point in points],
+                label=series,
+                marker=_MARKERS[i % len(_MARKERS)],
+                capsize=4,
+                **style,
+            )
+        axis.set_xticks(range(len(max_iters)), map(str, max_iters))
+        axis.set_xlim(-0.5, len(max_iters) - 0.5)
+        axis.set_xlabel("maxIter (probes per step)")
+        axis.set_title("Test accuracy of SEHT-D, %")
+        axis.legend(frameon=False)
+    return figure
+
+
+def seht_d_settings(summaries: Sequence[RowSummary]) -> list[Setting]:
+    """Find the rows of SEHT-D alone.
+
+    Args:
+        summaries: What the runs say.
+
+    Returns:
+        Their settings and accuracies, as far as there are any.
+    """
+    settings = []
+    for summary in summaries:
+        accuracy = summary.metrics.get("test_accuracy")
+        if summary.chosen is None or accuracy is None:
+            continue
+        words = summary.chosen.settings["method"]
+        name, _, fields = words[0].partition(":")
+        if len(words) > 1 or name != SehtD.name:
+            continue
+        values = dict(field.split("=") for field in fields.split(","))
+        series = f"p = {values['p']}"
+        if values.get("curvature", "hessian") != "hessian":
+            series += f", {values['curvature']}"
+        settings.append(Setting(series, int(values["num_probes"]), accuracy))
+    return settings
+
+
+def _colours(theme: Theme) -> contextlib.AbstractContextManager[None]:
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    colours: dict[Any, str] = dict.fromkeys(names, theme.text)
+    return mpl.rc_context(colours | {"axes.facecolor": theme.background})
+
+
+def _empty_figure(theme: Theme, num_axes: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(5.5 * num_axes, 4.2), layout="constrained", facecolor=theme.background)
+    axes = figure.subplots(1, num_axes, squeeze=False)[0]
+    for axis in axes:
+        axis.grid(alpha=0.3, which="both", linewidth=0.5)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _styles(theme: Theme) -> list[Mapping[str, Any]]:
+    # Dashes first change when the colours are used up.
+    return [
+        {"color": colour, "linestyle": dashes}
+        for dashes, colour in itertools.product(_DASHES, (theme.text, *_COLOURS))
+    ]
+
+
+def _draw_band(
+    axis: Axes,
+    epochs: np.ndarray,
+    curves: Sequence[np.ndarray],
+    style: Mapping[str, Any],
+    label: str,
+) -> None:
+    stacked = np.array(curves)
+    mean = stacked.mean(axis=0)
+    axis.plot(epochs, mean, label=label, linewidth=1.6, **style)
+    if len(curves) > 1:
+        error = stacked.std(axis=0, ddof=1) / len(curves) ** 0.5
+        axis.fill_between(
+            epochs, mean - error, mean + error, color=style["color"], alpha=0.15, linewidth=0
+        )

@@ -1,0 +1,134 @@
+"""A report as text: one page of HTML with all in it, and Markdown with figures beside it."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from experiments.report.tables import Table, markdown
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1b1b; --background: #ffffff; --line: #d0d0d0; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --background: #161616; --line: #444444; }
+}
+body {
+  color: var(--text); background: var(--background); font: 16px/1.5 system-ui, sans-serif;
+  max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+}
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
+th, td { padding: 0.35rem 0.8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid var(--text); vertical-align: bottom; }
+figure { margin: 1.5rem 0; }
+img { max-width: 100%; height: auto; }
+"""
+
+
+class Picture(NamedTuple):
+    """A figure in two themes.
+
+    Attributes:
+        name: Name of its file, where it has one.
+        caption: What stands below it.
+        light: For a light background.
+        dark: For a dark one.
+    """
+
+    name: str
+    caption: str
+    light: Figure
+    dark: Figure
+
+
+def render_page(
+    title: str, opening: str, parts: Sequence[Table | Picture], closing: Sequence[str]
+) -> str:
+    """Write the page: no other file, no network, no script.
+
+    Args:
+        title: Its title.
+        opening: The paragraph below it.
+        parts: Tables and pictures, in their order.
+        closing: Lines at the end.
+
+    Returns:
+        HTML that stands alone.
+    """
+    body = [f"<h1>{html.escape(title)}</h1>", _paragraph(opening)]
+    body += [_table(part) if isinstance(part, Table) else _picture(part) for part in parts]
+    if closing:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in closing)
+        body.append(f"<h2>Made with</h2>\n<ul>{items}</ul>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def render_markdown(
+    title: str, opening: str, parts: Sequence[Table | Picture], closing: Sequence[str]
+) -> str:
+    """Write the same in Markdown; the pictures are files beside it.
+
+    Args:
+        title: Its title.
+        opening: The paragraph below it.
+        parts: Tables and pictures, in their order.
+        closing: Lines at the end.
+
+    Returns:
+        The text.
+    """
+    blocks = [f"# {title}", opening]
+    for part in parts:
+        if isinstance(part, Table):
+            blocks += [f"## {part.title}", markdown(part).rstrip()]
+        else:
+            blocks.append(f"![{part.caption}]({part.name}.png)")
+    if closing:
+        blocks += ["## Made with", "\n".join(f"- {line}" for line in closing)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.headings)
+    lines = "\n".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
+        for line in table.lines
+    )
+    return (
+        f'<h2>{html.escape(table.title)}</h2>\n<div class="scroll"><table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table></div>\n"
+        + "\n".join(map(_paragraph, table.remarks))
+    )
+
+
+def _picture(picture: Picture) -> str:
+    caption = html.escape(picture.caption)
+    return (
+        "<figure>\n<picture>\n"
+        f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark)}">\n'
+        f'<img src="{_data_uri(picture.light)}" alt="{caption}">\n'
+        f"</picture>\n<figcaption>{caption}</figcaption>\n</figure>"
+    )
+
+
+def _data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    # The same figure is the same file, for whoever commits it.
+    with mpl.rc_context({"svg.hashsalt": "report"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,91 @@
+"""The command `python -m experiments sweep`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.console import Console
+
+from experiments.errors import ExperimentError
+from experiments.presets import SWEEPS
+from experiments.sweep.lock import file_lock
+from experiments.sweep.outcome import RunFunction
+from experiments.sweep.plan import plan_runs, write_plan
+from experiments.sweep.queue import Progress, RunQueue
+from experiments.sweep.worker import work
+from experiments.training.loop import train
+
+if TYPE_CHECKING:
+    SweepName = str
+else:
+    SweepName = tyro.extras.literal_type_from_choices(SWEEPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Which sweep, and where its runs and its queue are."""
+
+    sweep: tyro.conf.Positional[SweepName]
+    """Which sweep."""
+    seeds: int = 3
+    """Runs of each point; the seeds are 0, 1, ... More may be added later."""
+    storage: str | None = None
+    """The queue: sqlite:///FILE, by default sweep.db in the output directory, for workers on one
+    machine; postgresql://USER:PASSWORD@HOST/DATABASE for workers on any number of machines, which
+    should share the output directory."""
+    study: str | None = None
+    """Name of the study in the storage; by default that of the sweep."""
+    output_dir: Path | None = None
+    """Where the runs go; by default runs/sweeps/SWEEP."""
+    data_dir: Path | None = None
+    """TFDS's data directory, for data sets that do not come with a package."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ExperimentError: If there is no seed.
+        """
+        if self.seeds < 1:
+            raise ExperimentError(f"seeds must be at least 1, not {self.seeds}")
+
+    @property
+    def resolved_output_dir(self) -> Path:
+        """The output directory, the default one filled in."""
+        return self.output_dir or Path("runs/sweeps") / self.sweep
+
+
+def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -> Progress:
+    """Work on a sweep until all of its runs are done; the same command goes on.
+
+    Args:
+        config: Which sweep.
+        console: Where progress is shown.
+        run: Carries out one run.
+
+    Returns:
+        How many runs were finished, and how many diverged.
+
+    Raises:
+        ConfigMismatchError: If output directory or study hold runs with other settings.
+        ExperimentError: If a run can not be carried out, or the storage can not be used.
+    """
+    sweep = SWEEPS[config.sweep]
+    output_dir = config.resolved_output_dir
+    with file_lock(output_dir / "sweep.lock"):
+        write_plan(sweep, config.seeds, output_dir)
+    queue = RunQueue(
+        config.storage or f"sqlite:///{output_dir / 'sweep.db'}",
+        config.study or sweep.name,
+        sweep,
+        plan_runs(sweep, config.seeds, output_dir, config.data_dir),
+    )
+    progress = work(queue, sweep.selected_by, run, console)
+    console.print(
+        f"{progress.finished} runs finished, {progress.diverged} diverged. The table: "
+        f"python -m experiments report {output_dir}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return progress

@@ -1,0 +1,51 @@
+"""Locks between processes, which the system or the server frees when a process dies."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy.engine import make_url
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold a lock on a file, after waiting for whoever has it.
+
+    Args:
+        path: The file, which is made if it does not exist, and stays.
+
+    Yields:
+        Nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def database_lock(url: str, name: str) -> Iterator[None]:
+    """Hold a lock that all workers on one database share, after waiting for whoever has it.
+
+    Args:
+        url: ``sqlite:///FILE``, whose lock is a file beside it, or ``postgresql://...``, where it
+            is an advisory lock of the server's.
+        name: What is locked.
+
+    Yields:
+        Nothing.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        with file_lock(Path(f"{parsed.database}.lock")):
+            yield
+        return
+    engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool)
+    with engine.begin() as connection:
+        # It ends with the transaction, and so with the connection.
+        connection.execute(
+            sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": name}
+        )
+        yield

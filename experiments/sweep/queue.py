@@ -1,0 +1,361 @@
+"""The queue of a sweep's runs: an Optuna study that any number of workers share.
+
+Every run is one Optuna trial, enqueued with its settings. Optuna's own `GridSampler` would choose
+among grid points when it is asked, and may give one point to two workers; here all are enqueued
+beforehand, and a worker takes the first that waits, under a lock. A trial whose worker died is
+failed by Optuna when its heartbeat has stopped for a while, and its run is enqueued again.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+
+from experiments.errors import ExperimentError
+from experiments.sweep.definition import Sweep
+from experiments.sweep.lock import database_lock
+from experiments.sweep.plan import PlannedRun, check_settings, settings_of
+
+HEARTBEAT_SECONDS = 30
+GRACE_SECONDS = 120
+
+_LARGEST_SEED = 2**31 - 1
+_SQLITE_TIMEOUT_SECONDS = 100
+
+
+class Claim(NamedTuple):
+    """A run that this worker has taken.
+
+    Attributes:
+        trial_id: Optuna's id of the trial.
+        run: The run.
+    """
+
+    trial_id: int
+    run: PlannedRun
+
+
+class Progress(NamedTuple):
+    """How far the runs of a queue are.
+
+    Attributes:
+        finished: Runs that came to the last epoch.
+        diverged: Runs that did not.
+        running: Runs that a worker has, this one's included.
+        waiting: The others.
+        seconds_left: Time that running and waiting runs take one worker, by the time that finished
+            runs of the same row took; `None` before the first is finished.
+    """
+
+    finished: int
+    diverged: int
+    running: int
+    waiting: int
+    seconds_left: float | None
+
+    @property
+    def done(self) -> int:
+        """Runs that are not run again."""
+        return self.finished + self.diverged
+
+
+class RunQueue:
+    """The runs of a sweep, of which each is taken by one worker at a time."""
+
+    def __init__(
+        self,
+        url: str,
+        study_name: str,
+        sweep: Sweep,
+        runs: Sequence[PlannedRun],
+        *,
+        heartbeat_seconds: int = HEARTBEAT_SECONDS,
+        grace_seconds: int = GRACE_SECONDS,
+    ) -> None:
+        """Open the study, or make it, and enqueue the runs that it does not have.
+
+        Args:
+            url: ``sqlite:///FILE`` or ``postgresql://USER:PASSWORD@HOST/DATABASE``.
+            study_name: Name of the study in that database.
+            sweep: The sweep, whose settings must be those of an earlier call.
+            runs: The runs; a study may have others, at more seeds, which are left to others.
+            heartbeat_seconds: Time between two signs of life of a worker.
+            grace_seconds: Time without one after which a run is taken from its worker.
+
+        Raises:
+            ConfigMismatchError: If the study holds runs with other settings.
+            ExperimentError: If the database is of another kind or does not answer.
+        """
+        _check_url(url)
+        self._url = url
+        self._study_name = study_name
+        self._runs = {run.key: run for run in runs}
+        self._order = {key: i for i, key in enumerate(self._runs)}
+        self._ranges = _ranges(runs)
+        self._heartbeat_seconds = heartbeat_seconds
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            # Locked from the beginning: two workers must not make the tables at once either.
+            with self._lock():
+                self._storage = _open_storage(url, heartbeat_seconds, grace_seconds)
+                self._study = optuna.create_study(
+                    study_name=study_name,
+                    storage=self._storage,
+                    sampler=optuna.samplers.RandomSampler(),  # which is never asked
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+                check_settings(
+                    self._study.user_attrs.get("settings", {}),
+                    sweep,
+                    f"The study {study_name!r} in {_without_password(url)}",
+                    "Pass another --study and --output-dir, or take back the changes to go on "
+                    "with what is there.",
+                )
+                self._study.set_user_attr("settings", settings_of(sweep))
+                self._enqueue_missing()
+        except (DatabaseError, StorageInternalError) as error:
+            raise ExperimentError(
+                f"the storage {_without_password(url)} can not be used: {error}"
+            ) from error
+
+    def claim(self) -> Claim | None:
+        """Take the first run that waits, those of workers that died included.
+
+        Returns:
+            The run, or `None` if none waits; some may still be running.
+        """
+        with self._lock():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                optuna.storages.fail_stale_trials(self._study)
+            self._enqueue_missing()
+            waiting = self._trials(TrialState.WAITING)
+            if not waiting:
+                return None
+            trial = min(waiting, key=lambda trial: self._order[_key(trial)])
+            trial_id = self._trial_id(trial)
+            self._storage.set_trial_user_attr(
+                trial_id, "worker", f"{platform.node()}:{os.getpid()}"
+            )
+            # Before it runs: a worker that is killed right here would never be found out.
+            self._storage.record_heartbeat(trial_id)
+            self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+            return Claim(trial_id, self._runs[_key(trial)])
+
+    @contextlib.contextmanager
+    def heartbeat(self, claim: Claim) -> Iterator[None]:
+        """Give signs of life while a run is carried out.
+
+        Args:
+            claim: The run.
+
+        Yields:
+            Nothing.
+        """
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._heartbeat_seconds):
+                # A server that is away for a moment costs a beat, not the run.
+                with contextlib.suppress(SQLAlchemyError, StorageInternalError):
+                    self._storage.record_heartbeat(claim.trial_id)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def complete(self, claim: Claim, result: Mapping[str, Any], value: float) -> bool:
+        """Record the result of a run.
+
+        Args:
+            claim: The run.
+            result: The result.
+            value: What a point of the grid is chosen by.
+
+        Returns:
+            Whether the run was still this worker's.
+        """
+        return self._end(claim, TrialState.COMPLETE, {"result": dict(result)}, [value])
+
+    def diverge(self, claim: Claim, message: str) -> bool:
+        """Record that a run diverged; it counts as done.
+
+        Args:
+            claim: The run.
+            message: What happened.
+
+        Returns:
+            Whether the run was still this worker's.
+        """
+        return self._end(claim, TrialState.PRUNED, {"diverged": message})
+
+    def give_back(self, claim: Claim, reason: str) -> bool:
+        """Let a run wait for the next worker.
+
+        Args:
+            claim: The run.
+            reason: Why it was not carried out.
+
+        Returns:
+            Whether the run was still this worker's.
+        """
+        return self._end(claim, TrialState.FAIL, {"reason": reason})
+
+    def progress(self) -> Progress:
+        """Count the runs.
+
+        Returns:
+            How far they are.
+        """
+        by_state = {state: self._trials(state) for state in TrialState}
+        finished, diverged = by_state[TrialState.COMPLETE], by_state[TrialState.PRUNED]
+        running = by_state[TrialState.RUNNING]
+        return Progress(
+            finished=len(finished),
+            diverged=len(diverged),
+            running=len(running),
+            waiting=len(self._runs) - len(finished) - len(diverged) - len(running),
+            seconds_left=self._seconds_left(finished, done=[*finished, *diverged]),
+        )
+
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        return database_lock(self._url, f"sweep {self._study_name}")
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        trials = self._study.get_trials(deepcopy=False, states=states)
+        return [trial for trial in trials if _key(trial) in self._runs]
+
+    def _trial_id(self, trial: FrozenTrial) -> int:
+        study_id = self._storage.get_study_id_from_name(self._study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+
+    def _enqueue_missing(self) -> None:
+        alive = set(TrialState) - {TrialState.FAIL}
+        present = {_key(trial) for trial in self._trials(*alive)}
+        for key, run in self._runs.items():
+            if key not in present:
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.WAITING,
+                        params=_params(run),
+                        distributions={name: self._ranges[name] for name in _params(run)},
+                        user_attrs={"run": key, "row": run.label, **run.values},
+                    )
+                )
+
+    def _end(
+        self,
+        claim: Claim,
+        state: TrialState,
+        attributes: Mapping[str, Any],
+        values: Sequence[float] | None = None,
+    ) -> bool:
+        try:
+            for name, value in attributes.items():
+                self._storage.set_trial_user_attr(claim.trial_id, name, value)
+            self._storage.set_trial_state_values(claim.trial_id, state, values)
+        except UpdateFinishedTrialError:
+            return False
+        return True
+
+    def _seconds_left(
+        self, finished: Sequence[FrozenTrial], done: Sequence[FrozenTrial]
+    ) -> float | None:
+        seconds: dict[str, list[float]] = {}
+        for trial in finished:
+            seconds.setdefault(trial.user_attrs["row"], []).append(_seconds(trial))
+        if not seconds:
+            return None
+        means = {label: sum(each) / len(each) for label, each in seconds.items()}
+        overall = sum(means.values()) / len(means)
+        done_keys = {_key(trial) for trial in done}
+        return sum(
+            means.get(run.label, overall) for key, run in self._runs.items() if key not in done_keys
+        )
+
+
+def _check_url(url: str) -> None:
+    """Look at the kind of a database.
+
+    Raises:
+        ExperimentError: If it is none that workers can share.
+    """
+    wanted = "storage must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ExperimentError(f"{wanted}, not {url!r}") from error
+    backend = parsed.get_backend_name()
+    if backend not in {"sqlite", "postgresql"} or (
+        backend == "sqlite" and parsed.database in {None, "", ":memory:"}
+    ):
+        raise ExperimentError(f"{wanted}, not {_without_password(url)}")
+
+
+def _open_storage(
+    url: str, heartbeat_seconds: int, grace_seconds: int
+) -> optuna.storages.RDBStorage:
+    # No connection stays open: a run takes hours, which a server need not survive.
+    options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
+    if make_url(url).get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": _SQLITE_TIMEOUT_SECONDS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs=options,
+            heartbeat_interval=heartbeat_seconds,
+            grace_period=grace_seconds,
+        )
+
+
+def _key(trial: FrozenTrial) -> str:
+    return trial.user_attrs["run"]
+
+
+def _params(run: PlannedRun) -> dict[str, float]:
+    """Choose what Optuna shows as parameters: the numbers; the rest are attributes."""
+    numbers = {
+        name: float(value)
+        for name, value in run.values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return {"seed": run.config.seed, **numbers}
+
+
+def _ranges(runs: Sequence[PlannedRun]) -> dict[str, BaseDistribution]:
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for name, value in _params(run).items():
+            values.setdefault(name, []).append(value)
+    ranges: dict[str, BaseDistribution] = {
+        name: FloatDistribution(min(each), max(each)) for name, each in values.items()
+    }
+    return ranges | {"seed": IntDistribution(0, _LARGEST_SEED)}
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    """Tell how long a run took, the parts before an interruption included."""
+    duration = trial.duration.total_seconds() if trial.duration else 0.0
+    return max(duration, trial.user_attrs["result"].get("training_seconds", 0.0))
+
+
+def _without_password(url: str) -> str:
+    return make_url(url).render_as_string(hide_password=True)

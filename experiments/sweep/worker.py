@@ -1,0 +1,130 @@
+"""A worker: takes runs from the queue and carries them out, until none is left."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as ProgressBar
+
+from experiments.errors import ExperimentError
+from experiments.sweep.outcome import RunFunction, carry_out
+from experiments.sweep.queue import Claim, Progress, RunQueue
+
+POLL_SECONDS = 10.0
+
+
+def work(
+    queue: RunQueue,
+    selected_by: str,
+    run: RunFunction,
+    console: Console,
+    poll_seconds: float = POLL_SECONDS,
+) -> Progress:
+    """Carry out runs until all are done, by this worker or by others.
+
+    While others have the last runs, it waits, to take them up again should their workers die.
+
+    Args:
+        queue: The queue.
+        selected_by: Which number of a result a point of the grid is chosen by.
+        run: Carries out one run.
+        console: Where progress is shown.
+        poll_seconds: Time between two looks at the queue while no run waits.
+
+    Returns:
+        How far the runs are: all done.
+
+    Raises:
+        ExperimentError: If a run can not be carried out, or its result lacks ``selected_by``. The
+            run waits for the next worker.
+    """
+    with _progress_bar(console) as bar:
+        task = bar.add_task("sweep", diverged=0, running=0, left="")
+        while True:
+            claim = queue.claim()
+            progress = queue.progress()
+            _show(bar, task, progress)
+            if claim is not None:
+                _work_on(queue, claim, selected_by, run, console)
+            elif progress.running == progress.waiting == 0:
+                return progress
+            else:
+                time.sleep(poll_seconds)
+
+
+def _work_on(
+    queue: RunQueue, claim: Claim, selected_by: str, run: RunFunction, console: Console
+) -> None:
+    """Carry out a run and record what came of it.
+
+    Raises:
+        ExperimentError: If the result lacks ``selected_by``.
+    """
+    console.print(f"[bold]{claim.run.key}", highlight=False, soft_wrap=True)
+    try:
+        with queue.heartbeat(claim):
+            outcome = carry_out(claim.run.config, run, console)
+        value = None if outcome.result is None else _value(outcome.result, selected_by)
+    except BaseException as error:
+        queue.give_back(claim, repr(error))
+        raise
+    if outcome.result is None or value is None:
+        message = outcome.divergence or ""
+        console.print(f"[yellow]{message}[/] The sweep goes on.", highlight=False, soft_wrap=True)
+        ours = queue.diverge(claim, message)
+    else:
+        ours = queue.complete(claim, outcome.result, value)
+    if not ours:
+        console.print(
+            "This worker was silent for so long that the run was given to another, which finds the "
+            "result in the run directory.",
+            soft_wrap=True,
+        )
+
+
+def _value(result: Mapping[str, Any], selected_by: str) -> float:
+    """Look up what a point of the grid is chosen by.
+
+    Raises:
+        ExperimentError: If the result lacks it.
+    """
+    if selected_by not in result:
+        raise ExperimentError(
+            f"the sweep chooses by {selected_by!r}, which is none of the results of a run: "
+            f"{', '.join(result)}. Hold out validation data (validation_size), or choose by "
+            "another number."
+        )
+    return result[selected_by]
+
+
+def _progress_bar(console: Console) -> ProgressBar:
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("runs, [bold]{task.fields[diverged]}[/] diverged"),
+        TextColumn("{task.fields[running]} at work"),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+    )
+
+
+def _show(bar: ProgressBar, task: TaskID, progress: Progress) -> None:
+    total = progress.done + progress.running + progress.waiting
+    left = ""
+    if progress.seconds_left:
+        # Workers are taken to be as many as now, and as fast.
+        minutes = progress.seconds_left / max(progress.running, 1) / 60
+        left = (
+            f"about {minutes / 60:.1f} h left" if minutes > 99 else f"about {minutes:.0f} min left"
+        )
+    bar.update(
+        task,
+        total=total,
+        completed=progress.done,
+        diverged=progress.diverged,
+        running=progress.running,
+        left=left,
+    )

@@ -1,0 +1,96 @@
+"""The command, with real runs on digits."""
+
+import dataclasses
+import json
+
+import pytest
+from sweep_worker import fake_run
+
+from experiments import __main__ as command_line
+from experiments.config import OptimizerConfig
+from experiments.errors import ConfigMismatchError
+from experiments.presets import SWEEPS
+from experiments.sweep.command import SweepConfig, run_sweep
+from experiments.sweep.definition import Row, Sweep
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.logging import read_log
+from experiments.training.loop import train
+
+
+@pytest.fixture
+def tiny_sweep(plain, monkeypatch):
+    """Plain runs at a small learning rate, and at one that no run survives."""
+    wild = OptimizerConfig(clip_norm=0.0)
+    config = dataclasses.replace(plain, epochs=1, run_dir=None)
+    row = Row(
+        "Plain",
+        dataclasses.replace(config, optimizer=wild),
+        grid={"optimizer.learning_rate": (0.05, 1e30)},
+    )
+    sweep = Sweep("tiny", "Tiny", (row,))
+    monkeypatch.setitem(SWEEPS, "tiny", sweep)
+    return sweep
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_a_sweep_of_real_runs_is_stopped_and_goes_on_from_the_checkpoint(
+    tiny_sweep, tmp_path, console
+):
+    config = SweepConfig("tiny", seeds=1, output_dir=tmp_path / "sweep")
+    directory = config.output_dir / "runs/plain/optimizer.learning_rate=0.05/seed0"
+
+    def interrupted(train_config, console):
+        save = Checkpoints.save
+
+        def save_and_stop(self, state):
+            save(self, state)
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save_and_stop)
+            return train(train_config, console)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config, console, interrupted)
+    assert read_log(directory / "metrics.jsonl")[-1]["step"] == 4
+    progress = run_sweep(config, console)
+    assert (progress.finished, progress.diverged) == (1, 1)
+    text = console.file.getvalue()
+    assert "Going on from step 4" in text
+    assert "1 runs finished, 1 diverged. The table: python -m experiments report" in text
+    assert json.loads((directory / "result.json").read_text())["name"] == "tiny"
+    diverged = directory.parents[1] / "optimizer.learning_rate=1e+30/seed0/diverged.json"
+    assert "diverged at step 2" in json.loads(diverged.read_text())["message"]
+
+
+def test_changed_settings_are_refused_before_anything_runs(
+    tiny_sweep, tmp_path, console, monkeypatch
+):
+    config = SweepConfig("tiny", seeds=1, output_dir=tmp_path)
+    run_sweep(config, console, fake_run)
+    (row,) = tiny_sweep.rows
+    changed = dataclasses.replace(row, config=dataclasses.replace(row.config, batch_size=50))
+    monkeypatch.setitem(SWEEPS, "tiny", dataclasses.replace(tiny_sweep, rows=(changed,)))
+    with pytest.raises(ConfigMismatchError, match="batch_size is 100 there, and 50 in the sweep"):
+        run_sweep(config, console, None)
+
+
+def test_the_command_line_runs_it(tiny_sweep, monkeypatch):
+    configs = []
+    monkeypatch.setattr(command_line, "run_sweep", lambda config, console: configs.append(config))
+    arguments = ["digits-small", "--seeds", "5", "--storage", "postgresql://host/db"]
+    assert command_line.main(["sweep", *arguments]) == 0
+    assert configs == [SweepConfig("digits-small", seeds=5, storage="postgresql://host/db")]
+    assert str(configs[0].resolved_output_dir) == "runs/sweeps/digits-small"
+
+
+def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["sweep", "digits-smal"])
+    captured = capsys.readouterr()
+    assert "digits-small" in captured.out + captured.err
+
+
+def test_no_seed_is_explained_without_a_traceback(capsys):
+    assert command_line.main(["sweep", "digits-small", "--seeds", "0"]) == 1
+    assert "seeds must be at least 1, not 0" in capsys.readouterr().err

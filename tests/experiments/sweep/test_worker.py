@@ -1,0 +1,77 @@
+"""A worker: what it records, how it stops, how it goes on."""
+
+import pytest
+from sweep_worker import NUM_RUNS, SWEEP, begun, fake_run
+
+from experiments.errors import DivergedError, ExperimentError
+from experiments.sweep.worker import work
+
+
+def keys(queue):
+    waiting = []
+    while (claim := queue.claim()) is not None:
+        waiting.append(claim.run.key)
+    return waiting
+
+
+def stop_at(number, error):
+    """A run that is stopped when it is the number-th."""
+    started = []
+
+    def run(config, console):
+        started.append(config)
+        if len(started) == number:
+            raise error
+        return fake_run(config, console)
+
+    return run
+
+
+def test_all_runs_are_carried_out_and_counted(open_queue, console, tmp_path):
+    progress = work(open_queue(), SWEEP.selected_by, fake_run, console)
+    assert (progress.finished, progress.diverged) == (NUM_RUNS, 0)
+    assert len(begun(tmp_path)) == NUM_RUNS
+    assert work(open_queue(), SWEEP.selected_by, fake_run, console) == progress
+    assert len(begun(tmp_path)) == NUM_RUNS
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("no space left on device")])
+def test_a_worker_that_is_stopped_gives_its_run_back(open_queue, console, tmp_path, error):
+    with pytest.raises(type(error)):
+        work(open_queue(), SWEEP.selected_by, stop_at(2, error), console)
+    assert len(begun(tmp_path)) == 1
+    progress = work(open_queue(), SWEEP.selected_by, fake_run, console)
+    assert progress.finished == NUM_RUNS
+    assert len(begun(tmp_path)) == NUM_RUNS
+
+
+def test_a_run_that_diverges_is_recorded_and_the_sweep_goes_on(open_queue, console):
+    def run(config, console):
+        if config.seed == 0 and not config.method:
+            config.run_dir.mkdir(parents=True)
+            raise DivergedError("The run diverged at step 7.")
+        return fake_run(config, console)
+
+    progress = work(open_queue(), SWEEP.selected_by, run, console)
+    assert (progress.finished, progress.diverged) == (NUM_RUNS - 1, 1)
+    assert "diverged at step 7. The sweep goes on." in console.file.getvalue()
+
+
+def test_results_that_nothing_can_be_chosen_by_stop_the_sweep(open_queue, console):
+    queue = open_queue()
+    with pytest.raises(ExperimentError, match="chooses by 'validation_f1', which is none of"):
+        work(queue, "validation_f1", fake_run, console)
+    assert len(keys(queue)) == NUM_RUNS
+
+
+def test_a_worker_waits_for_the_runs_of_others(open_queue, console, tmp_path):
+    other, queue = open_queue(), open_queue()
+    claim = other.claim()
+
+    def run(config, console):
+        result = fake_run(config, console)
+        if len(begun(tmp_path)) == NUM_RUNS - 1:  # the last but the other's, which now stops
+            other.give_back(claim, "stopped")
+        return result
+
+    assert work(queue, SWEEP.selected_by, run, console, poll_seconds=0.01).finished == NUM_RUNS
