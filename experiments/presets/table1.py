@@ -164,8 +164,8 @@ def table1_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tupl
             "Dropout",
             Dropout(rate=0.3),
             accuracy=(89.23, 0.22),
-            note="The paper's table has a row Dropout, without a rate (0.3 is that of its WRN); the "
-            "text calls what seems to be the same row DropBlock. Both are run.",
+            note="The paper's table has a row Dropout, without a rate (0.3 is that of its WRN); "
+            "the text calls what seems to be the same row DropBlock. Both are run.",
         ),
         row("DropBlock", DropBlock(block_size=7, keep_prob=0.9), accuracy=(89.23, 0.22)),
         row("Confidence penalty", ConfidencePenalty(weight=0.001), accuracy=(94.40, 0.02)),
