@@ -113,4 +113,4 @@ FORMS: dict[str, Form] = {
 }
 
 CALIBRATED = frozenset({"gauss-newton, calibrated"})
-"""Forms whose strength is lambda times tr(G) at the first step, so that lambda differs by network."""
+"""Forms whose strength is lambda times tr(G) before the first step: each network has its lambda."""
