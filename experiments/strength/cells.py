@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import seht_jax as seht
-from experiments.strength.forms import Losses, penalty_gradient
+from experiments.strength.forms import CALIBRATED, Losses, penalty_gradient
 from experiments.strength.tasks import Task
 
 TRACE_EXAMPLES = 256
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
 
     Attributes:
         learning_rate: The learning rate, which falls to 0 in a half cosine.
-        strength: The strength of the penalty.
+        strength: The strength of the penalty, as the form takes it.
         seed: The seed of weights, batches and probes: runs with one seed see the same batches.
     """
 
@@ -100,6 +100,7 @@ def _train(
     tx = task.optimizer(lambda count: cosine(jnp.asarray(count, jnp.float32)))
     params, batch_stats = task.init(init_key)
     inputs, labels = task.train
+    factor = 1 / _trace(task, params, batch_stats, trace_key) if form in CALIBRATED else 1.0
 
     def step(state: Any, number: Int[Array, ""]) -> tuple[Any, Any]:
         params, batch_stats, opt_state = state
@@ -121,7 +122,7 @@ def _train(
             params,
             slope,
             jax.random.fold_in(probe_key, number),
-            strength,
+            strength * factor,
         )
         penalty = jax.tree.map(
             lambda leaf: jnp.where(strength == 0, jnp.zeros_like(leaf), leaf), penalty

@@ -99,12 +99,18 @@ def _of_loss(
     return gradient
 
 
+_GAUSS_NEWTON = _of_transformation(share=False, curvature="gauss_newton")
+
 FORMS: dict[str, Form] = {
     "hessian": _of_transformation(share=False),
-    "gauss-newton": _of_transformation(share=False, curvature="gauss_newton"),
+    "gauss-newton": _GAUSS_NEWTON,
+    "gauss-newton, calibrated": _GAUSS_NEWTON,
     "hessian, share": _of_transformation(share=True),
     "gauss-newton, share": _of_transformation(share=True, curvature="gauss_newton"),
     "hessian, bound": _of_loss(bound=BOUND),
     "hessian, positive part": _of_loss(jax.nn.relu),
     "hessian, running statistics": _of_loss(mode="evaluation"),
 }
+
+CALIBRATED = frozenset({"gauss-newton, calibrated"})
+"""Forms whose strength is lambda times tr(G) before the first step: each network has its lambda."""

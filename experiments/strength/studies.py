@@ -16,8 +16,9 @@ from experiments.training.run_directory import write_json
 
 DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+CALIBRATED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+CALIBRATED_DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SHARES = (0.03, 0.1, 0.3, 1.0)
-SHARES_BY_DECADES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 
 
@@ -48,6 +49,13 @@ STUDIES: dict[str, Study] = {
         num_seeds=3,
         num_steps=600,
     ),
+    "calibrated": Study(
+        networks=ALL_NETWORKS,
+        strengths={"gauss-newton, calibrated": CALIBRATED},
+        learning_rates=(1.0,),
+        num_seeds=3,
+        num_steps=600,
+    ),
     "shares": Study(
         networks=ALL_NETWORKS,
         strengths={"gauss-newton, share": SHARES},
@@ -60,7 +68,7 @@ STUDIES: dict[str, Study] = {
         strengths={
             "gauss-newton": DECADES,
             "hessian": DECADES,
-            "gauss-newton, share": SHARES_BY_DECADES,
+            "gauss-newton, calibrated": CALIBRATED_DECADES,
         },
         learning_rates=(1 / 3, 1.0, 3.0),
         num_seeds=3,

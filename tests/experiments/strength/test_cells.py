@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from experiments.strength import cells
 from experiments.strength.cells import Cell, grid, train_cells
 from experiments.strength.forms import FORMS, Losses, penalty_gradient
 from experiments.strength.tasks import TASKS, WIDTHS, build_task
@@ -18,20 +19,29 @@ def mlp():
 
 
 def test_a_grid_has_every_combination():
-    cells = grid([0.1, 0.2], [0.0, 1.0], 3)
-    assert len(set(cells)) == 12
-    assert cells[0] == Cell(0.1, 0.0, 0)
+    combinations = grid([0.1, 0.2], [0.0, 1.0], 3)
+    assert len(set(combinations)) == 12
+    assert combinations[0] == Cell(0.1, 0.0, 0)
 
 
 def test_a_run_depends_on_its_cell_alone(mlp):
-    cells = [Cell(0.05, 0.0, 0), Cell(0.05, 0.1, 0), Cell(0.05, 0.1, 1)]
-    runs = train_cells(mlp, "gauss-newton", cells, 30)
-    assert runs == train_cells(mlp, "gauss-newton", cells[::-1], 30)[::-1]
+    settings = [Cell(0.05, 0.0, 0), Cell(0.05, 0.1, 0), Cell(0.05, 0.1, 1)]
+    runs = train_cells(mlp, "gauss-newton", settings, 30)
+    assert runs == train_cells(mlp, "gauss-newton", settings[::-1], 30)[::-1]
     plain, penalised, _ = runs
     assert plain.share == 0 < penalised.share
     assert penalised.trace < plain.trace
     assert plain.validation_loss < jnp.log(10)
     assert all(run.first_non_finite_step == -1 for run in runs)
+
+
+def test_a_calibrated_strength_is_lambda_times_the_trace_at_the_start(mlp):
+    init_key, _, _, trace_key = jax.random.split(jax.random.key(0), 4)
+    trace = cells._trace(mlp, *mlp.init(init_key), trace_key)
+    (calibrated,) = train_cells(mlp, "gauss-newton, calibrated", [Cell(0.05, 0.1, 0)], 30)
+    (given,) = train_cells(mlp, "gauss-newton", [Cell(0.05, float(0.1 / trace), 0)], 30)
+    assert calibrated.share > 0
+    assert calibrated == pytest.approx(given, rel=1e-4)
 
 
 def test_the_first_step_that_is_not_finite_is_reported(mlp):
