@@ -1,12 +1,13 @@
 """The command line: `python -m experiments --help`."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from experiments.config import TrainConfig
+from experiments.data.command import PrepareConfig, run_prepare
 from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError
 from experiments.presets import DESCRIPTIONS, PRESETS
@@ -23,6 +24,26 @@ if TYPE_CHECKING:
     Preset = TrainConfig
 else:
     Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
+
+
+def prepare(config: Annotated[PrepareConfig, tyro.conf.arg(name="")]) -> None:
+    """Download a data set and write it as the experiments read it; needs no TensorFlow.
+
+    After an interruption the same command goes on. What is there already is not touched.
+    """
+    run_prepare(config, Console())
+
+
+# A choice of one command, which needs a second part, that is not shown, to be a choice.
+DataCommand = (
+    Annotated[Any, tyro.conf.subcommand(name="prepare", constructor=prepare)]
+    | Annotated[None, tyro.conf.Suppress]
+)
+
+
+def data(command: Annotated[DataCommand, tyro.conf.arg(name="")]) -> None:
+    """Prepare data sets that do not come with a package."""
+    del command  # it has run
 
 
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
@@ -71,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
+                "data": data,
                 "demo": demo,
                 "report": report,
                 "strength": strength,

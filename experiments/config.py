@@ -29,8 +29,8 @@ Method: TypeAlias = Annotated[
 class DataConfig:
     """Which images, and where they are."""
 
-    dataset: Literal["digits", "cifar10"] = "digits"
-    """Which data set."""
+    dataset: Literal["digits", "cifar10", "cifar100"] = "digits"
+    """Which data set; cifar10 and cifar100 are prepared by `python -m experiments data prepare`."""
     data_dir: Path | None = None
     """TFDS's data directory, for data sets that do not come with a package; by default TFDS's
     own, ~/tensorflow_datasets."""

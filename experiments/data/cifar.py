@@ -1,32 +1,37 @@
-"""CIFAR-10 from the files of TensorFlow Datasets (TFDS), read without TensorFlow."""
+"""CIFAR-10 and CIFAR-100 from the files of TensorFlow Datasets (TFDS), read without TensorFlow."""
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 
 from experiments.data.dataset import Dataset, make_dataset, stratified_holdout
 from experiments.errors import MissingDataError
 
+CifarName: TypeAlias = Literal["cifar10", "cifar100"]
+
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
+IMAGE_SHAPE = (32, 32, 3)
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _SPLIT_SEED = 0
 
 _HOW_TO_GET_IT = """\
 Pass --data-dir with the directory that contains {name}/<version>/dataset_info.json.
-To make one, on any machine with TensorFlow (reading it needs none):
-    python -c "import tensorflow_datasets as tfds; \\
-        tfds.builder('{name}', data_dir='DIR', file_format='array_record').download_and_prepare()"\
-"""
+To make one, with a network, or from an archive that was fetched elsewhere (--archive FILE):
+    python -m experiments data prepare {name} --data-dir {data_dir}"""
 
 
-def load_cifar10(data_dir: Path | None, validation_size: int) -> Dataset:
-    """Load CIFAR-10 into memory.
+def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> Dataset:
+    """Load CIFAR-10 or CIFAR-100, with its fine labels, into memory.
 
     Args:
+        name: Which of them, as TFDS names it.
         data_dir: The directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
         validation_size: Number of training images to hold out, with equal shares of the classes.
 
@@ -34,34 +39,74 @@ def load_cifar10(data_dir: Path | None, validation_size: int) -> Dataset:
         The data set; images ``(32, 32, 3)`` with pixel values from 0 to 255.
 
     Raises:
-        MissingDataError: If the data are not there or not in the array_record format.
+        MissingDataError: If the data are not there, not whole, not in the array_record format, or
+            another data set.
     """
-    return load_tfds_images("cifar10", data_dir, validation_size)
-
-
-def load_tfds_images(name: str, data_dir: Path | None, validation_size: int) -> Dataset:
-    """Load a TFDS data set of images with the features ``image`` and ``label``.
-
-    Args:
-        name: TFDS's name of the data set.
-        data_dir: The directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
-        validation_size: Number of training images to hold out, with equal shares of the classes.
-
-    Returns:
-        The data set.
-
-    Raises:
-        MissingDataError: If the data are not there or not in the array_record format.
-    """
-    builder = tfds.builder_from_directory(_find_version(name, data_dir or DEFAULT_DATA_DIR))
-    features: Any = builder.info.features
+    builder = open_prepared(name, _find_version(name, data_dir or DEFAULT_DATA_DIR))
     images, labels = _read(builder, "train")
     train, validation = stratified_holdout(labels, validation_size, _SPLIT_SEED)
     return make_dataset(
         train=(images[train], labels[train]),
         validation=(images[validation], labels[validation]),
         test=_read(builder, "test"),
-        num_classes=features["label"].num_classes,
+        num_classes=NUM_CLASSES[name],
+    )
+
+
+def open_prepared(name: CifarName, directory: Path) -> tfds.core.DatasetBuilder:
+    """Open a prepared data set, and check that it is what its name says.
+
+    Args:
+        name: Which data set it should be.
+        directory: ``DATA_DIR/NAME/VERSION``.
+
+    Returns:
+        TFDS's builder, for reading.
+
+    Raises:
+        MissingDataError: If the directory holds no data set, one that is not whole or not in the
+            array_record format, or another one.
+    """
+    try:
+        builder = tfds.builder_from_directory(directory)
+        fault = _find_fault(builder, name)
+    except (OSError, ValueError, ParseError) as error:
+        raise MissingDataError(_unusable(name, directory, f"can not be read: {error}")) from error
+    if fault:
+        raise MissingDataError(_unusable(name, directory, fault))
+    return builder
+
+
+def _find_fault(builder: tfds.core.DatasetBuilder, name: CifarName) -> str | None:
+    """Find out why data are not what their name says; the answer goes on after "the data"."""
+    info = builder.info
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        return (
+            f"are stored as {info.file_format and info.file_format.value}; only array_record can "
+            "be read without TensorFlow"
+        )
+    features = dict(cast("Any", info.features).items())
+    shape = getattr(features.get("image"), "shape", None)
+    if shape != IMAGE_SHAPE:
+        return f"are another data set: the images have the shape {shape}, not {IMAGE_SHAPE}"
+    classes = getattr(features.get("label"), "num_classes", None)
+    if classes != NUM_CLASSES[name]:
+        return f"are another data set: they have {classes} classes, not {NUM_CLASSES[name]}"
+    splits: Any = info.splits
+    for split in ("train", "test"):
+        if split not in splits:
+            return f"are not whole: there is no split {split!r}"
+        for path in splits[split].filepaths:
+            if not path.exists():
+                return f"are not whole: {path.name} is missing"
+    return None
+
+
+def _unusable(name: str, directory: Path, fault: str) -> str:
+    return (
+        f"The {name} data in {directory} {fault}.\nMove them away, or take another directory and "
+        f"pass it to both commands, DIR here:\n"
+        f"    python -m experiments data prepare {name} --data-dir DIR"
     )
 
 
@@ -72,29 +117,21 @@ def _find_version(name: str, data_dir: Path) -> Path:
         MissingDataError: If there is none.
     """
     data_dir = data_dir.expanduser()
-    versions = [path.parent for path in data_dir.glob(f"{name}/*/dataset_info.json")]
+    found = [path.parent for path in data_dir.glob(f"{name}/*/dataset_info.json")]
+    # A TFDS that was killed leaves directories with other names.
+    versions = [path for path in found if tfds.core.Version.is_valid(path.name)]
     if not versions:
         state = "has no such files" if data_dir.is_dir() else "does not exist"
         raise MissingDataError(
             f"No {name} data: looked for {data_dir.absolute()}/{name}/<version>/dataset_info.json, "
-            f"and {data_dir} {state}.\n" + _HOW_TO_GET_IT.format(name=name)
+            f"and {data_dir} {state}.\n"
+            + _HOW_TO_GET_IT.format(name=name, data_dir=shlex.quote(str(data_dir)))
         )
-    return max(versions, key=lambda path: tuple(int(part) for part in path.name.split(".")))
+    return max(versions, key=lambda path: tfds.core.Version(path.name))
 
 
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decode one split.
-
-    Raises:
-        MissingDataError: If the files are in a format that cannot be read without TensorFlow.
-    """
-    file_format = builder.info.file_format
-    if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise MissingDataError(
-            f"The {builder.name} data in {builder.data_dir} are stored as "
-            f"{file_format and file_format.value}; only array_record can be read "
-            "without TensorFlow.\n" + _HOW_TO_GET_IT.format(name=builder.name)
-        )
+    """Decode one split."""
     with _quiet_absl():
         features: Any = builder.info.features
         # TFDS's decorator hides the method's signature from type checkers.

@@ -1,7 +1,7 @@
 """From the name of a data set to the data set."""
 
 from experiments.config import DataConfig
-from experiments.data.cifar import load_cifar10
+from experiments.data.cifar import load_cifar
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 
@@ -16,8 +16,8 @@ def load_dataset(config: DataConfig) -> Dataset:
         The data set.
 
     Raises:
-        MissingDataError: If the files are not there or cannot be read.
+        MissingDataError: If the files are not there, can not be read, or are another data set.
     """
     if config.dataset == "digits":
         return load_digits()
-    return load_cifar10(config.data_dir, config.validation_size)
+    return load_cifar(config.dataset, config.data_dir, config.validation_size)

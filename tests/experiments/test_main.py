@@ -32,7 +32,9 @@ def trained(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["demo", "train"]),
+        ([], ["data", "demo", "train"]),
+        (["data"], ["prepare"]),
+        (["data", "prepare"], ["cifar10", "cifar100", "--data-dir", "--archive"]),
         (["demo"], ["--seeds", "--epochs", "--output-dir"]),
         (["train"], ["digits", "cifar10-small"]),
         (

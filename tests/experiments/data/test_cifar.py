@@ -1,9 +1,8 @@
-"""CIFAR-10 through TFDS, on a small data set that the test writes in TFDS's own format."""
+"""CIFAR-10 and -100 through TFDS, on small data sets that the test writes in TFDS's own format."""
 
 import io
+import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,11 +10,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments.config import DataConfig
-from experiments.data.cifar import load_cifar10
+from experiments.data.cifar import load_cifar
 from experiments.data.load import load_dataset
 from experiments.errors import MissingDataError
 
-SIZES = {"train": 50, "test": 20}
+CLASSES = {"cifar10": 10, "cifar100": 100}
+SIZES = {"train": 200, "test": 100}
 
 
 def images_of(split):
@@ -23,7 +23,7 @@ def images_of(split):
     return random.integers(0, 256, (SIZES[split], 32, 32, 3), dtype=np.uint8)
 
 
-class Cifar10(tfds.core.GeneratorBasedBuilder):
+class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Random images in the form of CIFAR-10, as encoded PNG, which needs no TensorFlow."""
 
     VERSION = tfds.core.Version("3.0.2")
@@ -46,24 +46,54 @@ class Cifar10(tfds.core.GeneratorBasedBuilder):
         for index, image in enumerate(images_of(split)):
             encoded = io.BytesIO()
             Image.fromarray(image).save(encoded, format="PNG")
-            yield index, {"id": str(index), "image": encoded.getvalue(), "label": index % 10}
+            example = {"id": str(index), "image": encoded.getvalue()}
+            yield index, example | self.labels(index)
+
+    def labels(self, index):
+        return {"label": index % 10}
+
+
+class Cifar100(Cifar10, skip_registration=True):
+    """Likewise, with twenty coarse classes of five fine ones."""
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(num_classes=100),
+                "coarse_label": tfds.features.ClassLabel(num_classes=20),
+            }
+        )
+        return self.dataset_info_from_configs(features=features)
+
+    def labels(self, index):
+        return {"label": index % 100, "coarse_label": index % 100 // 5}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tfds")
-    Cifar10(data_dir=directory, file_format="array_record").download_and_prepare()
+    for builder in (Cifar10, Cifar100):
+        builder(data_dir=directory, file_format="array_record").download_and_prepare()
     return directory
 
 
 @pytest.fixture(scope="module")
-def dataset(data_dir):
-    return load_cifar10(data_dir, validation_size=20)
+def dataset(data_dir, name):
+    return load_cifar(name, data_dir, validation_size=100)
 
 
-def test_sizes(dataset):
-    assert [len(split.labels) for split in dataset[:3]] == [30, 20, 20]
-    assert dataset.num_classes == 10
+@pytest.fixture
+def copied(data_dir, name, tmp_path):
+    """The directory of a copy that may be damaged."""
+    shutil.copytree(data_dir / name, tmp_path / name)
+    return tmp_path / name / "3.0.2"
+
+
+def test_sizes(name, dataset):
+    assert [len(split.labels) for split in dataset[:3]] == [100, 100, 100]
+    assert dataset.num_classes == CLASSES[name]
 
 
 def test_images_are_read_without_loss(dataset):
@@ -72,51 +102,107 @@ def test_images_are_read_without_loss(dataset):
     assert read == written
 
 
-def test_images_keep_their_labels(dataset):
-    labels = {image.tobytes(): index % 10 for index, image in enumerate(images_of("test"))}
+def test_images_keep_their_labels_the_fine_ones(name, dataset):
+    labels = {
+        image.tobytes(): index % CLASSES[name] for index, image in enumerate(images_of("test"))
+    }
     assert [labels[np.asarray(image).tobytes()] for image in dataset.test.images] == list(
         dataset.test.labels
     )
 
 
-def test_validation_has_equal_shares_of_the_classes(dataset):
-    assert np.array_equal(np.bincount(dataset.validation.labels), np.full(10, 2))
+def test_validation_has_equal_shares_of_the_classes(name, dataset):
+    classes = CLASSES[name]
+    shares = np.bincount(dataset.validation.labels, minlength=classes)
+    assert np.array_equal(shares, np.full(classes, 100 // classes))
 
 
-def test_the_newest_version_is_read(data_dir, tmp_path):
-    shutil.copytree(data_dir / "cifar10", tmp_path / "cifar10")
-    older = tmp_path / "cifar10" / "3.0.0"
+def test_the_newest_version_is_read(name, copied):
+    older = copied.parent / "3.0.0"
     older.mkdir()
     (older / "dataset_info.json").write_text("{}")
-    assert len(load_cifar10(tmp_path, 0).train.labels) == 50
+    assert len(load_cifar(name, copied.parents[1], 0).train.labels) == 200
 
 
-@pytest.mark.parametrize(("name", "state"), [("", "has no such files"), ("no", "does not exist")])
-def test_missing_data_say_where_was_looked_and_what_to_do(tmp_path, name, state):
+def test_what_an_interrupted_tfds_left_is_not_taken_for_a_version(name, copied):
+    copied.rename(copied.with_name("incomplete.ABC123_3.0.2"))
+    with pytest.raises(MissingDataError, match="has no such files"):
+        load_cifar(name, copied.parents[1], 0)
+
+
+@pytest.mark.parametrize(("where", "state"), [("", "has no such files"), ("no", "does not exist")])
+def test_missing_data_say_where_was_looked_and_what_to_do(name, tmp_path, where, state):
     with pytest.raises(MissingDataError) as caught:
-        load_cifar10(tmp_path / name, 10)
+        load_cifar(name, tmp_path / where, 10)
     message = str(caught.value)
-    assert str(tmp_path / name / "cifar10") in message
+    assert str(tmp_path / where / name) in message
     assert state in message
-    assert "--data-dir" in message
-    assert "download_and_prepare" in message
+    assert f"python -m experiments data prepare {name} --data-dir {tmp_path / where}" in message
+    assert "--archive FILE" in message
 
 
-def test_another_file_format_is_refused_by_name(data_dir, tmp_path):
-    shutil.copytree(data_dir / "cifar10", tmp_path / "cifar10")
-    info = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(MissingDataError, match="stored as tfrecord; only array_record"):
-        load_cifar10(tmp_path, 10)
+def in_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
-def test_reading_loads_no_tensorflow(data_dir, checkout):
-    program = (
-        "import sys, pathlib; from experiments.data.cifar import load_cifar10; "
-        "load_cifar10(pathlib.Path(sys.argv[1]), 10); assert 'tensorflow' not in sys.modules"
-    )
-    command = [sys.executable, "-c", program, str(data_dir)]
-    subprocess.run(command, cwd=checkout, check=True, timeout=120)
+def set_format(directory, name):
+    in_json(directory / "dataset_info.json", lambda info: info.update(fileFormat="tfrecord"))
+
+
+def set_shape(directory, name):
+    def change(features):
+        image = features["featuresDict"]["features"]["image"]["image"]
+        image["shape"]["dimensions"] = ["28", "28", "3"]
+
+    in_json(directory / "features.json", change)
+
+
+def set_classes(directory, name):
+    def change(features):
+        features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = "20"
+
+    in_json(directory / "features.json", change)
+
+
+def take_label(directory, name):
+    def change(features):
+        del features["featuresDict"]["features"]["label"]
+
+    in_json(directory / "features.json", change)
+
+
+def take_test_split(directory, name):
+    in_json(directory / "dataset_info.json", lambda info: info["splits"].pop())
+
+
+def take_file(directory, name):
+    (directory / f"{name}-test.array_record-00000-of-00001").unlink()
+
+
+def spoil_info(directory, name):
+    (directory / "dataset_info.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (set_format, "stored as tfrecord; only array_record"),
+        (set_shape, r"the shape \(28, 28, 3\), not \(32, 32, 3\)"),
+        (set_classes, "20 classes, not 10"),
+        (take_label, "None classes, not 10"),
+        (take_test_split, "there is no split '(test|train)'"),
+        (take_file, "test.array_record-00000-of-00001 is missing"),
+        (spoil_info, "can not be read"),
+    ],
+)
+def test_data_that_are_not_what_they_should_be_are_refused(name, copied, damage, words):
+    damage(copied, name)
+    with pytest.raises(MissingDataError, match=words) as caught:
+        load_cifar(name, copied.parents[1], 10)
+    assert str(copied) in str(caught.value)
+    assert f"python -m experiments data prepare {name} --data-dir DIR" in str(caught.value)
 
 
 @pytest.mark.data
