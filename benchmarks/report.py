@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from rich.text import Text
 
 from benchmarks.measure import Measurement
 from benchmarks.models import BenchmarkModel
+from experiments.environment import git_commit
 
 DIRECTORY = Path("runs/benchmarks")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "torch")
@@ -71,7 +71,7 @@ def environment() -> dict[str, Any]:
         "device_platform": jax.devices()[0].platform,
         "device_count": jax.device_count(),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
 
@@ -220,14 +220,3 @@ def _cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _git_commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(  # noqa: S603  # a fixed command
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()

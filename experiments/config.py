@@ -74,12 +74,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer, with a cosine schedule to zero."""
+    """The optimizer and its schedule."""
 
     algorithm: Literal["sgd", "adam"] = "sgd"
     """Stochastic gradient descent with momentum, or Adam."""
     learning_rate: float = 0.05
     """Learning rate at the start."""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """cosine: half a cosine to zero. steps: divided by 5 after 30, 60 and 80 % of the steps."""
     momentum: float = 0.9
     """Momentum; Adam's beta1."""
     weight_decay: float = 5e-4

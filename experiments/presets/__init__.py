@@ -1,7 +1,7 @@
 """Ready configurations, one file each, whose docstring says what to expect."""
 
 from experiments.config import TrainConfig
-from experiments.presets import cifar10_small, digits, digits_sweep
+from experiments.presets import cifar10_small, digits, digits_sweep, table1, table2
 from experiments.sweep.definition import Sweep
 
 PRESETS: dict[str, TrainConfig] = {
@@ -12,4 +12,6 @@ DESCRIPTIONS: dict[str, str] = {
     "digits": digits.DESCRIPTION,
     "cifar10-small": cifar10_small.DESCRIPTION,
 }
-SWEEPS: dict[str, Sweep] = {sweep.name: sweep for sweep in (digits_sweep.SWEEP,)}
+SWEEPS: dict[str, Sweep] = {
+    sweep.name: sweep for sweep in (digits_sweep.SWEEP, *table1.SWEEPS, *table2.SWEEPS)
+}

@@ -3,7 +3,7 @@
     python -m experiments sweep digits-small --seeds 3
     python -m experiments report runs/sweeps/digits-small
 
-The 21 runs take some fifteen minutes on two CPU cores, most of it compilation. With six epochs it
+The 21 runs take about twenty minutes on two CPU cores, most of it compilation. With six epochs it
 shows how a sweep works, and nothing about the methods.
 """
 

@@ -94,7 +94,7 @@ def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Pictu
 def _made_with(sweep: SweepRecord) -> list[str]:
     """Describe where the runs came to their end, and how many of them in each place."""
     counts = Counter(
-        ", ".join(f"{name} {value}" for name, value in run.environment.items())
+        ", ".join(f"{name} {value}" for name, value in run.environment.items() if value is not None)
         for run in sweep.runs()
         if run.environment is not None
     )

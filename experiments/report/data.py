@@ -30,14 +30,20 @@ def runs_csv(sweep: SweepRecord) -> str:
     )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "settings", "seed", "state", *metrics])
+    writer.writerow(["row", "settings", "seed", "state", *metrics, "message"])
     for row in sweep.rows:
         for point in row.points:
             for run in point.runs:
                 result = run.result or {}
                 writer.writerow(
-                    [row.label, describe_values(point.values), run.seed, _state(run)]
-                    + [result.get(metric, "") for metric in metrics]
+                    [
+                        row.label,
+                        describe_values(point.values) if point.values else "",
+                        run.seed,
+                        _state(run),
+                        *(result.get(metric, "") for metric in metrics),
+                        "" if run.outcome is None else run.outcome.divergence or "",
+                    ]
                 )
     return buffer.getvalue()
 

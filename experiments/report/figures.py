@@ -162,8 +162,9 @@ def seht_d_settings(summaries: Sequence[RowSummary]) -> list[Setting]:
 
 def _colours(theme: Theme) -> contextlib.AbstractContextManager[None]:
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    colours: dict[Any, str] = dict.fromkeys(names, theme.text)
-    return mpl.rc_context(colours | {"axes.facecolor": theme.background})
+    colours: dict[Any, Any] = dict.fromkeys(names, theme.text)
+    colours["axes.facecolor"] = theme.background
+    return mpl.rc_context(colours)
 
 
 def _empty_figure(theme: Theme, num_axes: int) -> tuple[Figure, Sequence[Axes]]:

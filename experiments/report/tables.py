@@ -9,6 +9,9 @@ from experiments.report.summary import Estimate, RowSummary, estimate_metric
 from experiments.sweep.definition import TIME_RATIO, Reported
 
 NOTHING = "–"
+NOT_RUN = "not run; reported by its paper"
+
+_PAPER = "the paper's"
 
 
 class Table(NamedTuple):
@@ -30,6 +33,8 @@ class Table(NamedTuple):
 def result_table(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> Table:
     """Lay out the table as the paper prints it, with what is needed to judge it.
 
+    A column of the paper's figures is there where the paper has any.
+
     Args:
         sweep: The runs.
         summaries: What they say.
@@ -37,20 +42,24 @@ def result_table(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> Table:
     Returns:
         The table.
     """
-    figures = [text for column in sweep.columns for text in (column.heading, "the paper's")]
-    headings = ["model", *figures, "n", "diverged", "chosen on validation", "runs"]
+    in_paper = {metric for row in sweep.rows for metric in row.paper}
+    headings = ["model"]
+    for column in sweep.columns:
+        headings += [column.heading, *([_PAPER] if column.metric in in_paper else [])]
+    headings += ["n", "diverged", "chosen on validation", "runs"]
     lines = []
     for summary in summaries:
         row, chosen = summary.row, summary.chosen
         line = [row.label]
         for column in sweep.columns:
             measured = summary.metrics.get(column.metric)
-            line += [
-                _estimate(measured, column.factor) if row.points else "reported by its paper",
-                _reported(row.paper.get(column.metric)),
-            ]
+            reported = row.paper.get(column.metric)
+            quoted = reported is not None and not row.points
+            line.append(NOT_RUN if quoted else _estimate(measured, column.factor))
+            if column.metric in in_paper:
+                line.append(_reported(reported))
         if not row.points:
-            lines.append([*line, NOTHING, NOTHING, NOTHING, "not run"])
+            lines.append([*line, NOTHING, NOTHING, NOTHING, NOTHING])
             continue
         lines.append(
             [
@@ -125,7 +134,7 @@ def cost_table(
         "ms per step",
         f"time / {sweep.baseline}",
         "of medians",
-        "the paper's",
+        _PAPER,
         "n",
     ]
     medians = (

@@ -16,7 +16,7 @@ from experiments.training.run_directory import write_json
 
 DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-SHARES = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
+SHARES = (0.03, 0.1, 0.3, 1.0)
 SHARES_BY_DECADES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 

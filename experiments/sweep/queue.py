@@ -70,6 +70,11 @@ class Progress(NamedTuple):
         """Runs that are not run again."""
         return self.finished + self.diverged
 
+    @property
+    def total(self) -> int:
+        """All runs."""
+        return self.done + self.running + self.waiting
+
 
 class RunQueue:
     """The runs of a sweep, of which each is taken by one worker at a time."""

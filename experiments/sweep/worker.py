@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as ProgressBar
 
@@ -47,6 +48,13 @@ def work(
             progress = queue.progress()
             _show(bar, task, progress)
             if claim is not None:
+                # Said beside the bar, for a log that has no bar.
+                place = f"{progress.done + progress.running} of {progress.total}"
+                console.print(
+                    f"[bold]Run {place}:[/] {claim.run.key} {_time_left(progress)}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
                 _work_on(queue, claim, selected_by, run, console)
             elif progress.running == progress.waiting == 0:
                 return progress
@@ -62,7 +70,6 @@ def _work_on(
     Raises:
         ExperimentError: If the result lacks ``selected_by``.
     """
-    console.print(f"[bold]{claim.run.key}", highlight=False, soft_wrap=True)
     try:
         with queue.heartbeat(claim):
             outcome = carry_out(claim.run.config, run, console)
@@ -72,7 +79,9 @@ def _work_on(
         raise
     if outcome.result is None or value is None:
         message = outcome.divergence or ""
-        console.print(f"[yellow]{message}[/] The sweep goes on.", highlight=False, soft_wrap=True)
+        console.print(
+            f"[yellow]{escape(message)}[/] The sweep goes on.", highlight=False, soft_wrap=True
+        )
         ours = queue.diverge(claim, message)
     else:
         ours = queue.complete(claim, outcome.result, value)
@@ -112,19 +121,19 @@ def _progress_bar(console: Console) -> ProgressBar:
 
 
 def _show(bar: ProgressBar, task: TaskID, progress: Progress) -> None:
-    total = progress.done + progress.running + progress.waiting
-    left = ""
-    if progress.seconds_left:
-        # Workers are taken to be as many as now, and as fast.
-        minutes = progress.seconds_left / max(progress.running, 1) / 60
-        left = (
-            f"about {minutes / 60:.1f} h left" if minutes > 99 else f"about {minutes:.0f} min left"
-        )
     bar.update(
         task,
-        total=total,
+        total=progress.total,
         completed=progress.done,
         diverged=progress.diverged,
         running=progress.running,
-        left=left,
+        left=_time_left(progress),
     )
+
+
+def _time_left(progress: Progress) -> str:
+    if not progress.seconds_left:
+        return ""
+    # Workers are taken to be as many as now, and as fast.
+    minutes = progress.seconds_left / max(progress.running, 1) / 60
+    return f"about {minutes / 60:.1f} h left" if minutes > 99 else f"about {minutes:.0f} min left"

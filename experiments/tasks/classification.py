@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -25,10 +26,12 @@ class Evaluation(NamedTuple):
     Attributes:
         loss: Mean cross-entropy in nats.
         accuracy: Share of the images that are classified rightly.
+        top5_accuracy: Share of those whose class is among the five that come first.
     """
 
     loss: float
     accuracy: float
+    top5_accuracy: float
 
 
 def make_network(
@@ -111,19 +114,19 @@ class Evaluator:
 
         def sums(
             params: PyTree, batch_stats: PyTree, split: Split, size: Int[Array, ""]
-        ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        ) -> Float[Array, " sums"]:
             logits: Any = model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 normalise(split.images, dataset.mean, dataset.standard_deviation),
                 train=False,
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
-            hits = jnp.argmax(logits, axis=-1) == split.labels
-            counted = jnp.arange(EVALUATION_BATCH_SIZE) < size
-            return (
-                jnp.sum(losses, where=counted),
-                jnp.sum(hits, where=counted, dtype=jnp.float32),
+            _, first = jax.lax.top_k(logits, min(5, dataset.num_classes))
+            hits = first == split.labels[:, None]
+            per_image = jnp.stack(
+                [losses, hits[:, 0].astype(losses.dtype), jnp.any(hits, -1).astype(losses.dtype)]
             )
+            return jnp.sum(per_image, axis=-1, where=jnp.arange(EVALUATION_BATCH_SIZE) < size)
 
         def trace_sample(
             params: PyTree, batch_stats: PyTree, split: Split, key: PRNGKeyArray
@@ -140,7 +143,7 @@ class Evaluator:
         self._trace_sample = jax.jit(trace_sample)
 
     def evaluate(self, params: PyTree, batch_stats: PyTree, split: Split) -> Evaluation:
-        """Compute mean loss and accuracy with the running statistics.
+        """Compute mean loss and accuracies with the running statistics.
 
         Args:
             params: The network's parameters.
@@ -152,17 +155,15 @@ class Evaluator:
         """
         size = len(split.labels)
         if size == 0:
-            return Evaluation(float("nan"), float("nan"))
-        loss, hits = 0.0, 0.0
+            return Evaluation(*[float("nan")] * 3)
+        total = np.zeros(3)
         for start in range(0, size, EVALUATION_BATCH_SIZE):
             part = Split(*(array[start : start + EVALUATION_BATCH_SIZE] for array in split))
             # Filled up to one shape, which is compiled once whatever the sizes of the splits are.
             part_size = len(part.labels)
             part = jax.tree.map(_fill_up, part)
-            part_loss, part_hits = self._sums(params, batch_stats, part, part_size)
-            loss += float(part_loss)
-            hits += float(part_hits)
-        return Evaluation(loss / size, hits / size)
+            total += np.asarray(self._sums(params, batch_stats, part, part_size))
+        return Evaluation(*(total / size).tolist())
 
     def trace(
         self,

@@ -314,7 +314,7 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
         split: Split = getattr(dataset, name)
         if len(split.labels):
             measured = evaluator.evaluate(params, state.batch_stats, split)
-            result |= {f"{name}_loss": measured.loss, f"{name}_accuracy": measured.accuracy}
+            result |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
     if config.trace_examples:
         part = Split(*(array[: config.trace_examples] for array in dataset.train))
         mean, standard_error = evaluator.trace(

@@ -14,6 +14,9 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from experiments.config import OptimizerConfig
 from experiments.regularizers import Regularizer
 
+# Zagoruyko and Komodakis: at epochs 60, 120 and 160 of 200.
+DROPS_AT, DROP_FACTOR = (0.3, 0.6, 0.8), 0.2
+
 
 # Jitted: run eagerly, every operation is compiled for itself, which takes longer. Networks of the
 # same settings are equal, so all runs share one compilation.
@@ -49,7 +52,7 @@ def make_optimizer(
 
     Args:
         config: Its settings.
-        num_steps: Steps after which the cosine schedule reaches zero.
+        num_steps: Steps of the run, over which the learning rate falls.
         method: The regularizers, each of which may change the settings and wrap the optimizer.
 
     Returns:
@@ -59,7 +62,7 @@ def make_optimizer(
     for part in method:
         settings = part.optimizer_settings(**settings)
     config = OptimizerConfig(**settings)
-    schedule = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    schedule = make_schedule(config, num_steps)
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
@@ -71,6 +74,22 @@ def make_optimizer(
     for part in method:
         tx = part.optimizer(tx)
     return _with_standard_promotion(tx)
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Build the learning rate as a function of the number of steps taken.
+
+    Args:
+        config: Settings of the optimizer.
+        num_steps: Steps of the run.
+
+    Returns:
+        The schedule.
+    """
+    if config.schedule == "cosine":
+        return optax.cosine_decay_schedule(config.learning_rate, num_steps)
+    drops = {round(share * num_steps): DROP_FACTOR for share in DROPS_AT}
+    return optax.piecewise_constant_schedule(config.learning_rate, drops)
 
 
 def _with_standard_promotion(

@@ -31,6 +31,9 @@ def test_all_runs_are_carried_out_and_counted(open_queue, console, tmp_path):
     progress = work(open_queue(), SWEEP.selected_by, fake_run, console)
     assert (progress.finished, progress.diverged) == (NUM_RUNS, 0)
     assert len(begun(tmp_path)) == NUM_RUNS
+    text = console.file.getvalue()
+    assert "Run 1 of 6: runs/plain/seed0 \n" in text
+    assert "Run 6 of 6: runs/seht-h/seht-h.lam=0.0001/seed1 about 0 min left\n" in text
     assert work(open_queue(), SWEEP.selected_by, fake_run, console) == progress
     assert len(begun(tmp_path)) == NUM_RUNS
 

@@ -112,6 +112,8 @@ def test_evaluation_is_the_mean_over_a_split_of_any_size(digits, size):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-5)
     assert found.accuracy == pytest.approx(float(np.mean(logits.argmax(-1) == split.labels)))
+    best_five = np.argsort(logits, -1)[:, -5:]
+    assert found.top5_accuracy == pytest.approx(np.mean(best_five == split.labels[:, None]) * 5)
 
 
 def test_an_empty_split_has_no_mean(tiny_digits):

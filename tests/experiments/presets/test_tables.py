@@ -1,0 +1,171 @@
+"""The presets against the paper's Tables 1 and 2 and the settings of its section 4.1."""
+
+import dataclasses
+
+import pytest
+
+from experiments.presets import SWEEPS
+from experiments.sweep.definition import TIME_RATIO
+
+# As printed. What the table calls Dropout is DropBlock in the text.
+TABLE1 = {
+    "Baseline with weight decay": (94.00, 0.24),
+    "Jacobian": (89.23, 0.52),
+    "Dropout": (89.23, 0.22),
+    "DropBlock": (89.23, 0.22),
+    "Confidence penalty": (94.40, 0.02),
+    "Label smoothing": (94.40, 0.07),
+    "Cutout": (94.02, 0.22),
+    "Mixup": (95.39, 0.13),
+    "Vanilla (Bungert et al., 2021)": (93.6, None),
+    "Middle network method (Sankar et al., 2021)": (88.13, 0.12),
+    "MM + FRL (Zheng et al., 2020)": (95.33, 0.12),
+    "Lookahead": (95.23, 0.19),
+    "SEHT-D (maxIter=1, prob=0.01)": (95.37, 0.09),
+    "SEHT-D (maxIter=10, prob=0.01)": (95.42, 0.11),
+    "SEHT-D (maxIter=10, prob=0.05)": (95.49, 0.06),
+    "SEHT-H (maxIter=5)": (95.59, 0.06),
+}
+TABLE2 = {
+    "Baseline": ((74.61, 0.52), (92.48, 0.40)),
+    "Confidence penalty": ((77.15, 1.54), (93.97, 0.66)),
+    "Label smoothing": ((79.38, 0.26), (94.39, 0.33)),
+    "SEHT-D (maxIter=1, prob=0.01)": ((79.53, 0.72), (95.00, 0.24)),
+    "SEHT-D (maxIter=1, prob=0.05)": ((80.31, 0.33), (94.96, 0.05)),
+    "Dropout": ((73.13, 1.00), (91.89, 0.52)),
+    "Confidence penalty + dropout": ((77.69, 0.16), (94.32, 0.46)),
+    "Label smoothing + dropout": ((78.55, 1.10), (94.23, 0.34)),
+    "SEHT-D (maxIter=1, prob=0.01) + dropout": ((77.75, 0.37), (94.38, 0.09)),
+    "Cutout": ((76.70, 0.79), (93.72, 0.40)),
+    "Mixup": ((78.38, 0.31), (94.37, 0.31)),
+}
+# The settings that the text gives, by row and by the regularizer's own names.
+SETTINGS1 = {
+    "Jacobian": {"n_proj": 1, "lam": 0.01},
+    "DropBlock": {"block_size": 7, "keep_prob": 0.9},
+    "Confidence penalty": {"weight": 0.001},
+    "Label smoothing": {"weight": 0.01},
+    "Cutout": {"size": 16},
+    "Mixup": {"alpha": 1.0},
+    "SEHT-D (maxIter=1, prob=0.01)": {"lam": 0.001, "num_probes": 1, "p": 0.01},
+    "SEHT-D (maxIter=5, prob=0.01)": {"lam": 0.001, "num_probes": 5, "p": 0.01},
+    "SEHT-D (maxIter=10, prob=0.01)": {"lam": 0.001, "num_probes": 10, "p": 0.01},
+    "SEHT-D (maxIter=1, prob=0.05)": {"lam": 0.001, "num_probes": 1, "p": 0.05},
+    "SEHT-D (maxIter=5, prob=0.05)": {"lam": 0.001, "num_probes": 5, "p": 0.05},
+    "SEHT-D (maxIter=10, prob=0.05)": {"lam": 0.001, "num_probes": 10, "p": 0.05},
+    "SEHT-H (maxIter=5)": {"lam": 0.001, "num_probes": 5},
+}
+SETTINGS2 = {
+    "Confidence penalty": {"weight": 0.001},
+    "Label smoothing": {"weight": 0.0001},
+    "SEHT-D (maxIter=1, prob=0.01)": {"lam": 0.001, "num_probes": 1, "p": 0.01},
+    "SEHT-D (maxIter=1, prob=0.05)": {"lam": 0.001, "num_probes": 1, "p": 0.05},
+    "Dropout": {"rate": 0.3},
+    "Confidence penalty + dropout": {"weight": 0.0001},
+    "Label smoothing + dropout": {"weight": 0.001},
+    "SEHT-D (maxIter=1, prob=0.01) + dropout": {"lam": 0.01, "num_probes": 1, "p": 0.01},
+    "Cutout": {"size": 8},
+    "Mixup": {"alpha": 1.0},
+}
+
+
+def rows(name):
+    return {row.label: row for row in SWEEPS[name].rows}
+
+
+@pytest.mark.parametrize("name", ["table1", "table1-grid", "table1-small"])
+@pytest.mark.parametrize(("label", "figure"), TABLE1.items())
+def test_the_papers_figures_stand_beside_table_1(name, label, figure):
+    assert tuple(rows(name)[label].paper["test_accuracy"]) == figure
+
+
+@pytest.mark.parametrize("name", ["table2", "table2-grid", "table2-tenth", "table2-small"])
+@pytest.mark.parametrize(("label", "figures"), TABLE2.items())
+def test_the_papers_figures_stand_beside_table_2(name, label, figures):
+    paper = rows(name)[label].paper
+    assert (tuple(paper["test_accuracy"]), tuple(paper["test_top5_accuracy"])) == figures
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_no_other_row_claims_a_figure_of_the_paper(name):
+    table = {"table1": TABLE1, "table2": TABLE2}[name]
+    assert {label for label, row in rows(name).items() if row.paper.keys() - {TIME_RATIO}} == set(
+        table
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "settings"),
+    [("table1", *item) for item in SETTINGS1.items()]
+    + [("table2", *item) for item in SETTINGS2.items()],
+)
+def test_every_method_has_the_papers_settings(name, label, settings):
+    first = rows(name)[label].config.method[0]
+    assert {field: getattr(first, field) for field in settings} == settings
+    # Algorithms 1 and 2 do not divide by the probabilities.
+    assert not getattr(first, "rescale", False)
+
+
+def test_table_1_is_trained_as_the_paper_says():
+    config = rows("table1")["Baseline with weight decay"].config
+    assert (config.model.network, config.model.width) == ("resnet18", 64)
+    assert (config.epochs, config.batch_size, config.method) == (200, 32, ())
+    assert dataclasses.asdict(config.optimizer) == {
+        "algorithm": "sgd",
+        "learning_rate": 0.01,
+        "schedule": "cosine",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "clip_norm": 0.0,
+    }
+
+
+def test_table_2_is_trained_as_the_paper_says():
+    config = rows("table2")["Baseline"].config
+    assert (config.data.dataset, config.model.network) == ("cifar100", "wide-resnet")
+    assert (config.model.depth, config.model.width) == (28, 10)
+    assert (config.epochs, config.batch_size, config.method) == (200, 32, ())
+    assert dataclasses.asdict(config.optimizer) == {
+        "algorithm": "sgd",
+        "learning_rate": 0.1,
+        "schedule": "steps",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "clip_norm": 0.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "values"),
+    [
+        ("table1-grid", "Confidence penalty", (0.001, 0.005, 0.01, 0.05, 0.1)),
+        ("table1-grid", "Label smoothing", (0.001, 0.005, 0.01, 0.05, 0.1)),
+        ("table1-grid", "SEHT-D (maxIter=1, prob=0.01)", (0.0001, 0.001, 0.01, 0.1)),
+        ("table1-grid", "SEHT-H (maxIter=5)", (0.0001, 0.001, 0.01, 0.1)),
+        ("table2-grid", "Label smoothing + dropout", (0.0001, 0.001, 0.01, 0.1)),
+        ("table2-grid", "SEHT-D (maxIter=1, prob=0.05)", (0.0001, 0.001, 0.01, 0.1)),
+    ],
+)
+def test_grids_are_the_papers(name, label, values):
+    (grid,) = rows(name)[label].grid.values()
+    assert tuple(grid) == values
+
+
+@pytest.mark.parametrize(
+    ("small", "full"), [("table1-small", "table1"), ("table2-small", "table2")]
+)
+def test_the_small_twin_has_the_same_rows_and_methods(small, full):
+    ours, theirs = rows(small), rows(full)
+    assert list(ours) == list(theirs)
+    for label, row in ours.items():
+        if row.config is not None:
+            assert row.config.method == theirs[label].config.method
+
+
+def test_the_stated_cost_of_the_paper_is_there():
+    ratios = {
+        label: row.paper[TIME_RATIO].mean
+        for label, row in rows("cost").items()
+        if TIME_RATIO in row.paper
+    }
+    assert ratios == {"SEHT-D (maxIter=1, prob=0.01)": 1.2, "SEHT-D (maxIter=1, prob=0.05)": 1.3}
