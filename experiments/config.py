@@ -101,7 +101,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     method: Method = (SehtD(),)
     """How the run is regularized: plain, or one word per method such as
-    seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200."""
+    seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200; docs/methods.md has them all."""
     epochs: int = 10
     """Passes over the training images."""
     batch_size: int = 64

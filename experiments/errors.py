@@ -9,6 +9,10 @@ class MissingDataError(ExperimentError):
     """A data set is not where it was looked for."""
 
 
+class SettingError(ExperimentError, ValueError):
+    """A setting does not fit the data."""
+
+
 class ConfigMismatchError(ExperimentError):
     """A run directory belongs to another configuration."""
 

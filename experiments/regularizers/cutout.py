@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from experiments.errors import SettingError
 from experiments.regularizers.base import Batch, Regularizer
 
 
@@ -47,11 +48,11 @@ class Cutout(Regularizer):
             The batch with other images.
 
         Raises:
-            ValueError: If the square is larger than the images.
+            SettingError: If the square is larger than the images.
         """
         number, height, width, _ = batch.images.shape
         if self.size > min(height, width):
-            raise ValueError(
+            raise SettingError(
                 f"cutout's size {self.size} is larger than the images, {height}x{width}: pass "
                 "cutout:size=N with a smaller N"
             )

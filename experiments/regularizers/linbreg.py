@@ -160,7 +160,7 @@ class AdaBreg(LinBreg):
     """The same with Adam, whose step moves the dual variable.
 
     The authors' code leaves out Adam's correction of the first moment's bias, a difference in the
-    first steps. Their learning rate for ResNet-18 is 1e-3 (``--optimizer.learning-rate``).
+    first steps. Their learning rate for ResNet-18 is 1e-3 (``--learning-rate``).
     """
 
     name: ClassVar[str] = "adabreg"

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import optax
 import optax.contrib
+from jaxtyping import PyTree
 
 from experiments.regularizers.base import Regularizer
 
@@ -51,5 +53,19 @@ class SAM(Regularizer):
         """
         # Not `optax.contrib.normalize`, which divides a gradient of zeros by zero.
         ascent = optax.chain(optax.normalize_by_update_norm(eps=1e-12), optax.sgd(self.rho))
-        # In opaque mode both gradients are one step, so that BatchNorm's statistics move once.
-        return optax.contrib.sam(tx, ascent, opaque_mode=True)
+        outer = optax.with_extra_args_support(tx)
+
+        def sam(**extra_args: Any) -> optax.GradientTransformationExtraArgs:
+            # `optax.contrib.sam` hands no extra arguments on. In opaque mode both gradients are one
+            # step, so that BatchNorm's statistics move once.
+            update = partial(outer.update, **extra_args)
+            inner = optax.GradientTransformation(outer.init, update)
+            return optax.contrib.sam(inner, ascent, opaque_mode=True)
+
+        def update(
+            updates: PyTree, state: Any, params: Any = None, **extra_args: Any
+        ) -> tuple[PyTree, Any]:
+            grad_fn = extra_args["grad_fn"]
+            return sam(**extra_args).update(updates, state, params, grad_fn=grad_fn)
+
+        return optax.GradientTransformationExtraArgs(lambda params: sam().init(params), update)

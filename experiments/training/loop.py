@@ -8,17 +8,18 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 from rich.console import Console
 
 from experiments.config import TrainConfig
 from experiments.data.dataset import Dataset, Split
 from experiments.data.load import load_dataset
-from experiments.errors import DivergedError
+from experiments.errors import DivergedError, SettingError
 from experiments.models.build import build_model
-from experiments.regularizers import describe_method
+from experiments.regularizers import Batch, describe_method
 from experiments.tasks.classification import Evaluator
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, add_run, make_progress, read_log, show
@@ -45,9 +46,11 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         ConfigMismatchError: If the run directory belongs to another configuration.
         DivergedError: If a loss or gradient is no finite number.
         MissingDataError: If the data are not there.
+        SettingError: If a setting does not fit the data.
     """
     directory = config.resolved_run_dir
     dataset = load_dataset(config.data)
+    check_fit(config, dataset)  # before a directory is made that would hold the wrong settings
     claim_run_directory(directory, config, dataset)
     result = read_result(directory)
     if result is not None:
@@ -81,13 +84,10 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
         What all runs of this configuration, whatever their seed, have in common.
 
     Raises:
-        ValueError: If the batch is larger than the training set.
+        SettingError: If a setting does not fit the data.
     """
+    check_fit(config, dataset)
     size = len(dataset.train.labels)
-    if config.batch_size > size:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {size} training images"
-        )
     model = build_model(config.model, dataset.num_classes, config.method)
     tx = make_optimizer(
         config.optimizer, config.epochs * (size // config.batch_size), config.method
@@ -104,6 +104,37 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     # with nothing dropped.
     evaluator = Evaluator(build_model(config.model, dataset.num_classes), dataset)
     return Experiment(config, dataset, model, tx, train_step, evaluator)
+
+
+def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+    """Check the settings against the data; nothing is computed.
+
+    Args:
+        config: The configuration.
+        dataset: The data.
+
+    Raises:
+        SettingError: If the batch is larger than the training set, or a method can not work on
+            images of this size.
+    """
+    size = len(dataset.train.labels)
+    if config.batch_size > size:
+        raise SettingError(
+            f"batch_size {config.batch_size} is larger than the {size} training images"
+        )
+
+    def augment(images: Array, labels: Array) -> Batch:
+        batch = Batch(images, labels)
+        for part in config.method:
+            batch = part.augment(jax.random.key(0), batch)
+        return batch
+
+    image_shape = dataset.train.images.shape[1:]
+    jax.eval_shape(
+        augment,
+        jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((config.batch_size, dataset.num_classes), jnp.float32),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.errors import SettingError
 from experiments.regularizers import Batch, Cutout
 
 SAMPLES = 4000
@@ -45,5 +46,7 @@ def test_holes_are_rectangles_that_differ_by_image():
 def test_a_size_out_of_range_is_named():
     with pytest.raises(ValueError, match="size must be at least 1, not 0"):
         Cutout(size=0)
-    with pytest.raises(ValueError, match=r"size 9 is larger than the images, 8x10.*cutout:size=N"):
+    with pytest.raises(
+        SettingError, match=r"size 9 is larger than the images, 8x10.*cutout:size=N"
+    ):
         holes(9)

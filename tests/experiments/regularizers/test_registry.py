@@ -12,7 +12,15 @@ import pytest
 from experiments.config import ModelConfig, TrainConfig
 from experiments.models.build import NETWORKS
 from experiments.models.dropblock import DropBlock
-from experiments.regularizers import SehtD, SehtH, describe_method, parse_method
+from experiments.regularizers import (
+    SAM,
+    LinBreg,
+    Lookahead,
+    SehtD,
+    SehtH,
+    describe_method,
+    parse_method,
+)
 from experiments.regularizers.registry import REGULARIZERS
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.loop import build_experiment
@@ -36,6 +44,7 @@ WORDS = {
     "adabreg": "adabreg:initial_density=0.5",
     "seht-d": "seht-d:lam=1e-2,p=1.0,p_entries=0.5",
     "seht-h": "seht-h:lam=1e-2",
+    "seht-share": "seht-share:curvature=hessian",
 }
 
 
@@ -168,6 +177,23 @@ def test_methods_combine(tiny_digits):
     assert "jacobian_norm_squared" in metrics
     assert all(jnp.isfinite(value) for value in metrics.values())
     chex.assert_trees_all_equal(steps.experiment.evaluation_params(state), steps.start.params)
+
+
+@pytest.mark.parametrize("method", [SAM(), Lookahead(), LinBreg()], ids=lambda part: part.name)
+def test_wrappers_hand_extra_arguments_on(method):
+    params = {"layer": {"kernel": jnp.ones((2, 2))}}
+    received = {}
+
+    def update(updates, state, _params=None, **extra_args):
+        received.update(extra_args)
+        return updates, state
+
+    inner = optax.GradientTransformationExtraArgs(optax.identity().init, update)
+    tx = method.optimizer(inner)
+    extra_args = {"grad_fn": lambda params, _: params, "value_fn": jnp.sum, "key": 3}
+    with jax.numpy_dtype_promotion("standard"):
+        tx.update(params, tx.init(params), params, **extra_args)
+    assert received == extra_args
 
 
 def test_sam_moves_the_running_statistics_once(plain, tiny_digits):

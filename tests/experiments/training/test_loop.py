@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from experiments.config import OptimizerConfig
-from experiments.errors import ConfigMismatchError, DivergedError
-from experiments.regularizers import SehtD, SehtH
+from experiments.errors import ConfigMismatchError, DivergedError, SettingError
+from experiments.regularizers import Cutout, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import build_experiment, train
@@ -98,6 +98,13 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     assert "epochs" not in message
     assert "--run-dir" in message
     assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
+
+
+def test_settings_that_do_not_fit_the_data_leave_no_directory(plain, console):
+    config = dataclasses.replace(plain, method=(Cutout(size=9),))
+    with pytest.raises(SettingError, match="size 9 is larger than the images, 8x8"):
+        train(config, console)
+    assert not plain.run_dir.exists()
 
 
 def test_a_directory_of_something_else_is_refused(plain, console):

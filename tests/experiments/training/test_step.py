@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from experiments.config import OptimizerConfig
+from experiments.errors import SettingError
 from experiments.regularizers import Regularizer, SehtD, SehtH
 from experiments.training.loop import build_experiment
 from experiments.training.state import make_optimizer
@@ -132,5 +133,5 @@ def test_clipping_is_optional(clip_norm, expected):
 
 
 def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
-    with pytest.raises(ValueError, match="batch_size 100 is larger than the 40 training images"):
+    with pytest.raises(SettingError, match="batch_size 100 is larger than the 40 training images"):
         build_experiment(plain, tiny_digits)
