@@ -20,11 +20,9 @@ from rich.table import Table
 
 import seht_jax as seht
 from experiments.config import DataConfig, to_json
-from experiments.data.augment import normalise
 from experiments.data.load import load_dataset
 from experiments.presets import digits
-from experiments.regularizers import Batch, Regularizer, SehtD, SehtH
-from experiments.tasks.classification import make_loss_fn, make_network
+from experiments.regularizers import GaussNewton, Regularizer, SehtD
 from experiments.training.logging import add_run, make_progress, show
 from experiments.training.loop import Experiment, build_experiment
 from experiments.training.run_directory import write_json
@@ -36,12 +34,8 @@ DRAW_PROBABILITY = 0.05
 METHODS: dict[str, tuple[Regularizer, ...]] = {
     "plain": (),
     "SEHT-D": (SehtD(lam=STRENGTH, warmup_steps=WARMUP_STEPS, p=DRAW_PROBABILITY),),
-    "recommended": (SehtH(curvature="gauss_newton"),),  # its lambda is calibrated
+    "recommended": (GaussNewton(),),
 }
-
-# Lambda times the trace of the Gauss-Newton matrix before the first step: docs/forms.md.
-CALIBRATION = 0.01
-CALIBRATION_PROBES = 16
 
 # Curves are measured at steps that thin out, with few probes: more would cost more than training.
 CURVE_PROBES = 2
@@ -99,16 +93,10 @@ def run_demo(config: DemoConfig, console: Console) -> Results:
     Raises:
         DivergedError: If a run does not stay finite.
     """
-    dataset = load_dataset(DataConfig())
     train_configs = {
         name: dataclasses.replace(digits.CONFIG, method=method, epochs=config.epochs)
         for name, method in METHODS.items()
     }
-    plain = build_experiment(train_configs["plain"], dataset)
-    recommended = dataclasses.replace(METHODS["recommended"][0], lam=calibrated_strength(plain))
-    train_configs["recommended"] = dataclasses.replace(
-        train_configs["recommended"], method=(recommended,)
-    )
     results_path = config.output_dir / "results.json"
     settings = {name: to_json(train_config) for name, train_config in train_configs.items()}
     runs = _take_over(results_path, settings, config.seeds, console)
@@ -116,6 +104,8 @@ def run_demo(config: DemoConfig, console: Console) -> Results:
         f"A residual network with BatchNorm on scikit-learn's digits: {', '.join(METHODS)}, "
         f"{config.seeds} seeds each."
     )
+    dataset = load_dataset(DataConfig())
+    plain = build_experiment(train_configs["plain"], dataset)
     experiments = {
         # All methods here train the same network, so one compiled evaluation serves them all.
         name: dataclasses.replace(
@@ -149,34 +139,6 @@ def run_demo(config: DemoConfig, console: Console) -> Results:
         console.print(line, highlight=False)
     console.print(f"Figure: {figure_path}   All numbers: {results_path}", highlight=False)
     return results
-
-
-def calibrated_strength(experiment: Experiment) -> float:
-    """Choose lambda by the trace of the Gauss-Newton matrix before the first step.
-
-    Args:
-        experiment: Plain training.
-
-    Returns:
-        `CALIBRATION` over the trace at the initial weights of seed 0, on all training images, to
-        two digits.
-    """
-    state = experiment.init(0)
-    dataset = experiment.dataset
-    batch = Batch(
-        normalise(dataset.train.images, dataset.mean, dataset.standard_deviation),
-        jax.nn.one_hot(dataset.train.labels, dataset.num_classes),
-    )
-    network = make_network(experiment.model, state.batch_stats, state.key)
-    loss_fn = make_loss_fn(network, (), batch)
-    estimate = seht.hutchinson_trace(
-        loss_fn,
-        state.key,
-        num_probes=CALIBRATION_PROBES,
-        has_aux=True,
-        curvature="gauss_newton",
-    )
-    return float(f"{CALIBRATION / float(jax.jit(estimate)(state.params).mean):.1e}")
 
 
 def time_steps(
@@ -288,8 +250,8 @@ def demo_table(results: Results) -> Group:
         f"Step time: relative to plain ({1e3 * plain_seconds:.1f} ms), measured in turn. "
         f"SEHT-D, the paper's: lambda = {STRENGTH} after {WARMUP_STEPS} steps of warm-up, layers "
         f"and entries drawn with p = {DRAW_PROBABILITY}, rescaled. Recommended: the Gauss-Newton "
-        f"form, lambda = {CALIBRATION} over its trace at the start. All gradients are clipped "
-        "alike."
+        f"form, whose penalty is {GaussNewton().initial_penalty} before the first step. All "
+        "gradients are clipped alike."
     )
     return Group(heading, table, remarks)
 

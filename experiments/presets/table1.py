@@ -32,6 +32,7 @@ from experiments.regularizers import (
     Cutout,
     DropBlock,
     Dropout,
+    GaussNewton,
     Jacobian,
     LabelSmoothing,
     Lookahead,
@@ -206,15 +207,9 @@ def table1_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tupl
         *seht_d_rows(config, grids),
         row("SEHT-H (maxIter=5)", SehtH(lam=0.001, num_probes=5), accuracy=(95.59, 0.06)),
         row("SEHT-H (maxIter=1)", SehtH(lam=0.001)),
-        row(
-            "Gauss-Newton SEHT-D (maxIter=1, prob=0.05)",
-            SehtD(lam=0.001, p=0.05, rescale=True, curvature="gauss_newton"),
-        ),
-        row(
-            "Gauss-Newton SEHT-H (maxIter=1)",
-            SehtH(lam=0.0001, curvature="gauss_newton"),
-        ),
-        row("Gauss-Newton, share of the gradient", SehtShare()),
+        row("Gauss-Newton SEHT-D (maxIter=1, prob=0.05)", GaussNewton(p=0.05)),
+        row("Gauss-Newton SEHT-H (maxIter=1)", GaussNewton()),
+        row("Gauss-Newton SEHT-H, share of the gradient", SehtShare()),
         row("SAM", SAM()),
         row("NSO", NSO()),
     )

@@ -2,6 +2,7 @@
 
 from experiments.regularizers.base import (
     Batch,
+    InitialNetwork,
     LossFunction,
     NetworkFunction,
     Outputs,
@@ -12,6 +13,7 @@ from experiments.regularizers.confidence_penalty import ConfidencePenalty
 from experiments.regularizers.cutout import Cutout
 from experiments.regularizers.dropblock import DropBlock
 from experiments.regularizers.dropout import Dropout
+from experiments.regularizers.gauss_newton import GaussNewton
 from experiments.regularizers.jacobian import Jacobian
 from experiments.regularizers.label_smoothing import LabelSmoothing
 from experiments.regularizers.linbreg import AdaBreg, LinBreg
@@ -33,6 +35,8 @@ __all__ = [
     "Cutout",
     "DropBlock",
     "Dropout",
+    "GaussNewton",
+    "InitialNetwork",
     "Jacobian",
     "LabelSmoothing",
     "LinBreg",

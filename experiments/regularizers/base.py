@@ -74,6 +74,20 @@ class StepInputs(NamedTuple):
     network: NetworkFunction
 
 
+class InitialNetwork(NamedTuple):
+    """A network before the first step.
+
+    Attributes:
+        loss_fn: The loss of some training images, in training mode.
+        params: The weights that seed 0 starts from.
+        key: A PRNG key.
+    """
+
+    loss_fn: LossFunction
+    params: PyTree
+    key: PRNGKeyArray
+
+
 @dataclasses.dataclass(frozen=True)
 class Regularizer:
     """A regularization method that changes nothing; methods override the hooks that they need.
@@ -123,6 +137,19 @@ class Regularizer:
             The weights to use.
         """
         return params
+
+    def at_start(self, initial: "Callable[[], InitialNetwork]") -> "Regularizer":
+        """Replace the method by one whose settings are right for the network and the data.
+
+        It is called once, before anything is compiled, and for all seeds alike.
+
+        Args:
+            initial: Gives the network before the first step, which takes a moment.
+
+        Returns:
+            The method to use.
+        """
+        return self
 
     def augment(self, key: PRNGKeyArray, batch: Batch) -> Batch:
         """Change a training batch after the data set's own augmentation and normalisation.

@@ -14,6 +14,7 @@ from experiments.regularizers.confidence_penalty import ConfidencePenalty
 from experiments.regularizers.cutout import Cutout
 from experiments.regularizers.dropblock import DropBlock
 from experiments.regularizers.dropout import Dropout
+from experiments.regularizers.gauss_newton import GaussNewton
 from experiments.regularizers.jacobian import Jacobian
 from experiments.regularizers.label_smoothing import LabelSmoothing
 from experiments.regularizers.linbreg import AdaBreg, LinBreg
@@ -45,6 +46,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
         SehtD,
         SehtH,
         SehtShare,
+        GaussNewton,
     )
 }
 

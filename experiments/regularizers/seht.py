@@ -51,7 +51,7 @@ class SehtH(Regularizer):
         return {"p": None, "num_probes": self.num_probes, "curvature": self.curvature}
 
     def objective(self, loss_fn: LossFunction, inputs: StepInputs) -> LossFunction:
-        """Add lambda times the estimate of tr(H); logs the estimate and the layers drawn.
+        """Add lambda times the estimate of tr(H); logs estimate, layers drawn, and lambda.
 
         Args:
             loss_fn: The loss.
@@ -60,10 +60,11 @@ class SehtH(Regularizer):
         Returns:
             The penalised loss.
         """
+        lam = self._strength(inputs.step)
         penalised = seht.regularize(
             loss_fn,
             inputs.key,
-            lam=self._strength(inputs.step),
+            lam=lam,
             has_aux=True,
             with_estimate=True,
             **self.settings,
@@ -74,6 +75,7 @@ class SehtH(Regularizer):
             return loss, outputs.with_metrics(
                 trace_estimate=estimate.mean,
                 layers_drawn=estimate.layers_drawn.astype(jnp.float32),
+                strength=lam,
             )
 
         return with_metrics

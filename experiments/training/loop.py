@@ -1,6 +1,7 @@
 """Training from the first step to the last, with log, checkpoints and resumption."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,13 @@ from jaxtyping import Array, PyTree
 from rich.console import Console
 
 from experiments.config import TrainConfig
+from experiments.data.augment import normalise
 from experiments.data.dataset import Dataset, Split
 from experiments.data.load import load_dataset
 from experiments.errors import DivergedError, SettingError
 from experiments.models.build import build_model
-from experiments.regularizers import Batch, describe_method
-from experiments.tasks.classification import Evaluator
+from experiments.regularizers import Batch, InitialNetwork, describe_method
+from experiments.tasks.classification import Evaluator, make_loss_fn, make_network
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, add_run, make_progress, read_log, show
 from experiments.training.run_directory import claim_run_directory, read_result, write_result
@@ -30,6 +32,9 @@ from experiments.training.step import TrainStep, epoch_order, make_train_step
 Row: TypeAlias = dict[str, float]
 
 _TRACE_SEED = 0
+
+# As many as the traces of the studies of strengths are measured on.
+INITIAL_EXAMPLES = 256
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -74,7 +79,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 
 
 def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
-    """Build network, optimizer and training step; nothing is computed yet.
+    """Build network, optimizer and training step.
+
+    Nothing is computed yet, unless a method wants to see the network before the first step.
 
     Args:
         config: The configuration.
@@ -89,13 +96,14 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     check_fit(config, dataset)
     size = len(dataset.train.labels)
     model = build_model(config.model, dataset.num_classes, config.method)
-    tx = make_optimizer(
-        config.optimizer, config.epochs * (size // config.batch_size), config.method
-    )
+    method = [
+        part.at_start(functools.partial(_initial_network, model, dataset)) for part in config.method
+    ]
+    tx = make_optimizer(config.optimizer, config.epochs * (size // config.batch_size), method)
     train_step = make_train_step(
         model,
         tx,
-        config.method,
+        method,
         dataset,
         batch_size=config.batch_size,
         augmentation=config.data.augmentation,
@@ -104,6 +112,17 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     # with nothing dropped.
     evaluator = Evaluator(build_model(config.model, dataset.num_classes), dataset)
     return Experiment(config, dataset, model, tx, train_step, evaluator)
+
+
+def _initial_network(model: nn.Module, dataset: Dataset) -> InitialNetwork:
+    state = init_state(model, optax.identity(), dataset.train.images.shape[1:], seed=0)
+    part = Split(*(array[:INITIAL_EXAMPLES] for array in dataset.train))
+    batch = Batch(
+        normalise(part.images, dataset.mean, dataset.standard_deviation),
+        jax.nn.one_hot(part.labels, dataset.num_classes),
+    )
+    network = make_network(model, state.batch_stats, state.key)
+    return InitialNetwork(make_loss_fn(network, (), batch), state.params, state.key)
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:

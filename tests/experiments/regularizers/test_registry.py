@@ -45,6 +45,7 @@ WORDS = {
     "seht-d": "seht-d:lam=1e-2,p=1.0,p_entries=0.5",
     "seht-h": "seht-h:lam=1e-2",
     "seht-share": "seht-share:curvature=hessian",
+    "gauss-newton": "gauss-newton:initial_penalty=1",
 }
 
 

@@ -1,0 +1,73 @@
+"""The form of the penalty to begin with."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+
+import seht_jax as seht
+from experiments.regularizers.base import InitialNetwork, Regularizer
+from experiments.regularizers.seht import SehtD, SehtH
+
+CALIBRATION_PROBES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussNewton(Regularizer):
+    r"""The trace of the Gauss-Newton matrix, with a strength that fits the network.
+
+    .. math:: L + \lambda \operatorname{tr} G, \qquad
+        \lambda = \frac{\text{initial penalty}}{\operatorname{tr} G_0}
+
+    with the trace at the initial weights of seed 0, so that all seeds of a network have one lambda.
+    The best lambda differs by two orders of magnitude from network to network, the best initial
+    penalty hardly; `docs/forms.md` has the evidence.
+
+    Attributes:
+        initial_penalty: The penalty before the first step, in the unit of the loss.
+        p: As for SEHT-D, for both layers and entries, and rescaled; `None` is SEHT-H.
+        num_probes: Random directions per step.
+    """
+
+    name: ClassVar[str] = "gauss-newton"
+
+    initial_penalty: float = 0.01
+    p: float | None = None
+    num_probes: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        if not 0 < self.initial_penalty < math.inf:
+            raise ValueError(
+                f"initial_penalty must be finite and above 0, not {self.initial_penalty}"
+            )
+        self._with_strength(0.0)
+
+    def at_start(self, initial: Callable[[], InitialNetwork]) -> Regularizer:
+        """Measure the trace, and choose lambda.
+
+        Args:
+            initial: Gives the network before the first step.
+
+        Returns:
+            SEHT-H or SEHT-D in the Gauss-Newton form.
+        """
+        loss_fn, params, key = initial()
+        estimate = seht.hutchinson_trace(
+            loss_fn,
+            key,
+            num_probes=CALIBRATION_PROBES,
+            has_aux=True,
+            curvature="gauss_newton",
+        )
+        return self._with_strength(self.initial_penalty / float(jax.jit(estimate)(params).mean))
+
+    def _with_strength(self, lam: float) -> Regularizer:
+        settings = {"lam": lam, "num_probes": self.num_probes, "curvature": "gauss_newton"}
+        return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)
