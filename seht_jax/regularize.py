@@ -85,9 +85,9 @@ def regularize(
 
     The defaults are the paper's estimator, by name and unchanged. They are not what to begin with:
     the trace of the Hessian has no lower bound, and minimising it seeks negative curvature, which
-    ended training in our studies. Begin with ``curvature="gauss_newton"`` and the strength
-    0.01 / tr(G), the trace measured once before the first step (`hutchinson_trace` with the same
-    `curvature`), the strength at which the penalty is 0.01 in the unit of the loss.
+    ended training in our studies. Begin with ``curvature="gauss_newton"`` and a strength that rises
+    over the training to 0.01 / tr(G), the trace measured once before the first step
+    (`hutchinson_trace` with the same `curvature`).
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe::

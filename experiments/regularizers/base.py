@@ -81,11 +81,13 @@ class InitialNetwork(NamedTuple):
         loss_fn: The loss of some training images, in training mode.
         params: The weights that seed 0 starts from.
         key: A PRNG key.
+        num_steps: Steps of the run.
     """
 
     loss_fn: LossFunction
     params: PyTree
     key: PRNGKeyArray
+    num_steps: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,10 @@ class GaussNewton(Regularizer):
     penalty hardly; `docs/forms.md` has the evidence.
 
     Attributes:
-        initial_penalty: The penalty before the first step, in the unit of the loss.
+        initial_penalty: The penalty that the full lambda has before the first step, in the unit of
+            the loss.
+        rise: Share of the steps over which lambda rises in a line from 0: at full strength from the
+            beginning, the penalty slows down the first, fast part of the training.
         p: As for SEHT-D, for both layers and entries, and rescaled; `None` is SEHT-H.
         num_probes: Random directions per step.
     """
@@ -34,6 +37,7 @@ class GaussNewton(Regularizer):
     name: ClassVar[str] = "gauss-newton"
 
     initial_penalty: float = 0.01
+    rise: float = 1.0
     p: float | None = None
     num_probes: int = 1
 
@@ -47,7 +51,9 @@ class GaussNewton(Regularizer):
             raise ValueError(
                 f"initial_penalty must be finite and above 0, not {self.initial_penalty}"
             )
-        self._with_strength(0.0)
+        if not 0 <= self.rise <= 1:
+            raise ValueError(f"rise must be in [0, 1], not {self.rise}")
+        self._with_strength(0.0, 0)
 
     def at_start(self, initial: Callable[[], InitialNetwork]) -> Regularizer:
         """Measure the trace, and choose lambda.
@@ -58,7 +64,7 @@ class GaussNewton(Regularizer):
         Returns:
             SEHT-H or SEHT-D in the Gauss-Newton form.
         """
-        loss_fn, params, key = initial()
+        loss_fn, params, key, num_steps = initial()
         estimate = seht.hutchinson_trace(
             loss_fn,
             key,
@@ -66,8 +72,14 @@ class GaussNewton(Regularizer):
             has_aux=True,
             curvature="gauss_newton",
         )
-        return self._with_strength(self.initial_penalty / float(jax.jit(estimate)(params).mean))
+        lam = self.initial_penalty / float(jax.jit(estimate)(params).mean)
+        return self._with_strength(lam, round(self.rise * num_steps))
 
-    def _with_strength(self, lam: float) -> Regularizer:
-        settings = {"lam": lam, "num_probes": self.num_probes, "curvature": "gauss_newton"}
+    def _with_strength(self, lam: float, warmup_steps: int) -> Regularizer:
+        settings = {
+            "lam": lam,
+            "warmup_steps": warmup_steps,
+            "num_probes": self.num_probes,
+            "curvature": "gauss_newton",
+        }
         return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import seht_jax as seht
-from experiments.strength.forms import CALIBRATED, Losses, penalty_gradient
+from experiments.strength.forms import CALIBRATED, RISING, Losses, penalty_gradient
 from experiments.strength.tasks import Task
 
 TRACE_EXAMPLES = 256
@@ -113,6 +113,7 @@ def _train(
             return task.loss(params, batch_stats, batch, train=train)
 
         (loss, new_stats), slope = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        rise = (number + 1).astype(jnp.float32) / num_steps if form in RISING else 1.0
         penalty = penalty_gradient(
             form,
             Losses(
@@ -122,7 +123,7 @@ def _train(
             params,
             slope,
             jax.random.fold_in(probe_key, number),
-            strength * factor,
+            strength * factor * rise,
         )
         penalty = jax.tree.map(
             lambda leaf: jnp.where(strength == 0, jnp.zeros_like(leaf), leaf), penalty

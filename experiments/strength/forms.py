@@ -105,6 +105,7 @@ FORMS: dict[str, Form] = {
     "hessian": _of_transformation(share=False),
     "gauss-newton": _GAUSS_NEWTON,
     "gauss-newton, calibrated": _GAUSS_NEWTON,
+    "gauss-newton, calibrated, rising": _GAUSS_NEWTON,
     "hessian, share": _of_transformation(share=True),
     "gauss-newton, share": _of_transformation(share=True, curvature="gauss_newton"),
     "hessian, bound": _of_loss(bound=BOUND),
@@ -112,5 +113,8 @@ FORMS: dict[str, Form] = {
     "hessian, running statistics": _of_loss(mode="evaluation"),
 }
 
-CALIBRATED = frozenset({"gauss-newton, calibrated"})
+CALIBRATED = frozenset({"gauss-newton, calibrated", "gauss-newton, calibrated, rising"})
 """Forms whose strength is lambda times tr(G) before the first step: each network has its lambda."""
+
+RISING = frozenset({"gauss-newton, calibrated, rising"})
+"""Forms whose strength rises in a line, from 0 to its full value at the last step."""

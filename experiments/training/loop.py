@@ -96,10 +96,10 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     check_fit(config, dataset)
     size = len(dataset.train.labels)
     model = build_model(config.model, dataset.num_classes, config.method)
-    method = [
-        part.at_start(functools.partial(_initial_network, model, dataset)) for part in config.method
-    ]
-    tx = make_optimizer(config.optimizer, config.epochs * (size // config.batch_size), method)
+    num_steps = config.epochs * (size // config.batch_size)
+    initial = functools.partial(_initial_network, model, dataset, num_steps)
+    method = [part.at_start(initial) for part in config.method]
+    tx = make_optimizer(config.optimizer, num_steps, method)
     train_step = make_train_step(
         model,
         tx,
@@ -114,7 +114,7 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     return Experiment(config, dataset, model, tx, train_step, evaluator)
 
 
-def _initial_network(model: nn.Module, dataset: Dataset) -> InitialNetwork:
+def _initial_network(model: nn.Module, dataset: Dataset, num_steps: int) -> InitialNetwork:
     state = init_state(model, optax.identity(), dataset.train.images.shape[1:], seed=0)
     part = Split(*(array[:INITIAL_EXAMPLES] for array in dataset.train))
     batch = Batch(
@@ -122,7 +122,7 @@ def _initial_network(model: nn.Module, dataset: Dataset) -> InitialNetwork:
         jax.nn.one_hot(part.labels, dataset.num_classes),
     )
     network = make_network(model, state.batch_stats, state.key)
-    return InitialNetwork(make_loss_fn(network, (), batch), state.params, state.key)
+    return InitialNetwork(make_loss_fn(network, (), batch), state.params, state.key, num_steps)
 
 
 def check_fit(config: TrainConfig, dataset: Dataset) -> None:

@@ -17,7 +17,7 @@ def loss_fn(params):
 
 
 def initial():
-    return InitialNetwork(loss_fn, PARAMS, jax.random.key(0))
+    return InitialNetwork(loss_fn, PARAMS, jax.random.key(0), num_steps=50)
 
 
 @pytest.mark.parametrize("num_probes", [1, 3])
@@ -35,11 +35,17 @@ def test_with_drawn_layers_it_is_so_in_the_mean():
     assert (method.curvature, method.p, method.rescale) == ("gauss_newton", 0.05, True)
 
 
+@pytest.mark.parametrize(("rise", "steps"), [(0.0, 0), (0.5, 25), (1.0, 50)])
+def test_lambda_rises_over_a_share_of_the_steps(rise, steps):
+    assert GaussNewton(rise=rise).at_start(initial).warmup_steps == steps
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"initial_penalty": 0.0}, "initial_penalty must be finite and above 0"),
         ({"initial_penalty": float("inf")}, "initial_penalty must be finite and above 0"),
+        ({"rise": 1.5}, "rise must be in"),
         ({"num_probes": 0}, "num_probes must be at least 1"),
         ({"p": 0.7}, "p_"),
     ],

@@ -44,6 +44,17 @@ def test_a_calibrated_strength_is_lambda_times_the_trace_at_the_start(mlp):
     assert calibrated == pytest.approx(given, rel=1e-4)
 
 
+def test_a_rising_strength_is_half_after_the_first_of_two_steps(mlp):
+    def share(form, num_steps):
+        # At a learning rate of 0 each step is the same in both forms; the median of two is a mean.
+        return train_cells(mlp, form, [Cell(0.0, 0.1, 0)], num_steps)[0].share
+
+    first = share("gauss-newton, calibrated", 1)
+    second = 2 * share("gauss-newton, calibrated", 2) - first
+    rising = share("gauss-newton, calibrated, rising", 2)
+    assert rising == pytest.approx((first / 2 + second) / 2, rel=1e-5)
+
+
 def test_the_first_step_that_is_not_finite_is_reported(mlp):
     (run,) = train_cells(mlp, "gauss-newton", [Cell(1e30, 0.0, 0)], 5)
     assert 0 < run.first_non_finite_step < 5
