@@ -85,9 +85,9 @@ def regularize(
 
     The defaults are the paper's estimator, by name and unchanged. They are not what to begin with:
     the trace of the Hessian has no lower bound, and minimising it seeks negative curvature, which
-    ended training in our studies. Begin with ``curvature="gauss_newton"`` and a strength that rises
+    destroys the training. Begin with ``curvature="gauss_newton"`` and a strength that rises
     over the training to 0.01 / tr(G), the trace measured once before the first step
-    (`hutchinson_trace` with the same `curvature`).
+    (`hutchinson_trace` with the same `curvature`); with a number for p, and `rescale=True`.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe::
@@ -120,8 +120,8 @@ def regularize(
             of the loss at the params; the penalty's passes do not write it.
         curvature: The matrix H whose trace is penalised: "hessian" is the paper's, which has no
             lower bound. "gauss_newton" is the Gauss-Newton matrix, never negative for a loss that
-            is convex in the network's outputs, for which training does not run off; the outputs
-            must be marked in the loss (`seht_jax.outputs`).
+            is convex in the network's outputs; the outputs must be marked in the loss
+            (`seht_jax.outputs`).
         layers: What a layer is: a function from the path of a leaf (a tuple of names) to the
             layer's name, to `Stacked`, or to `None` for a leaf that is not probed. By default a
             module, that is, all leaves under one parent. Tied weights are one leaf and so one

@@ -69,7 +69,7 @@ def add_hessian_trace(
     gradient together with the loss's, and is cheaper). After an adaptive scaling and before the
     learning rate it is decoupled from it, as AdamW's weight decay is.
 
-    What to begin with is the Gauss-Newton form, as for `regularize`.
+    What to begin with is the Gauss-Newton form and the strength that `regularize` recommends.
 
     `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with
     `value_fn(params)` the scalar loss on the batch.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 
 import seht_jax as seht
+from experiments.errors import ExperimentError
 from experiments.regularizers.base import InitialNetwork, Regularizer
 from experiments.regularizers.seht import SehtD, SehtH
 
@@ -23,7 +24,7 @@ class GaussNewton(Regularizer):
 
     with the trace at the initial weights of seed 0, so that all seeds of a network have one lambda.
     The best lambda differs by two orders of magnitude from network to network, the best initial
-    penalty hardly; `docs/forms.md` has the evidence.
+    penalty by one; `docs/evidence/strength.md` has the tables.
 
     Attributes:
         initial_penalty: The penalty that the full lambda has before the first step, in the unit of
@@ -63,6 +64,9 @@ class GaussNewton(Regularizer):
 
         Returns:
             SEHT-H or SEHT-D in the Gauss-Newton form.
+
+        Raises:
+            ExperimentError: If the trace is 0 or not finite.
         """
         loss_fn, params, key, num_steps = initial()
         estimate = seht.hutchinson_trace(
@@ -72,7 +76,13 @@ class GaussNewton(Regularizer):
             has_aux=True,
             curvature="gauss_newton",
         )
-        lam = self.initial_penalty / float(jax.jit(estimate)(params).mean)
+        trace = float(jax.jit(estimate)(params).mean)
+        if not 0 < trace < math.inf:
+            raise ExperimentError(
+                f"the trace of the Gauss-Newton matrix before the first step is {trace}, from "
+                "which no strength follows; give one: seht-h:curvature=gauss_newton,lam=LAMBDA"
+            )
+        lam = self.initial_penalty / trace
         return self._with_strength(lam, round(self.rise * num_steps))
 
     def _with_strength(self, lam: float, warmup_steps: int) -> Regularizer:

@@ -23,9 +23,11 @@ class Comparison(NamedTuple):
         num_diverged: How many of the penalised runs did not stay finite.
         plain_loss: Mean validation loss of the plain runs.
         loss: Mean validation loss of the penalised ones.
-        difference: Mean of the differences.
+        difference: Mean of the differences; infinite where a penalised run diverged, and not a
+            number where a plain one did.
         half_width: Half of their confidence interval.
-        p_value: That of a paired t-test of the difference, two-sided; 0 where a run diverged.
+        p_value: That of a paired t-test of the difference, two-sided; 0 where a penalised run
+            diverged, 1 where a plain one did.
         trace_ratio: Mean tr(G) over that of the plain runs.
         share: Mean over the runs of the penalty gradient's share of the loss gradient's norm.
     """
@@ -198,13 +200,13 @@ def _compare(
     losses = [row["validation_loss"] for row in runs]
     plain_losses = [row["validation_loss"] for row in plain]
     differences = [a - b for a, b in zip(losses, plain_losses, strict=True)]
-    num_diverged = sum(
-        row["first_non_finite_step"] >= 0 or not math.isfinite(row["validation_loss"])
-        for row in runs
-    )
+    num_diverged = sum(map(_diverged, runs))
     num_seeds = len(differences)
     difference, half_width, p_value = math.inf, math.nan, 0.0
-    if num_diverged == 0:
+    if any(map(_diverged, plain)):
+        # There is nothing to compare with, and nothing is claimed.
+        difference, p_value = math.nan, 1.0
+    elif num_diverged == 0:
         difference = statistics.fmean(differences)
         error = statistics.stdev(differences) / math.sqrt(num_seeds)
         quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
@@ -228,6 +230,10 @@ def _compare(
         / statistics.fmean(row["trace"] for row in plain),
         statistics.fmean(row["share"] for row in runs),
     )
+
+
+def _diverged(row: dict[str, Any]) -> bool:
+    return row["first_non_finite_step"] >= 0 or not math.isfinite(row["validation_loss"])
 
 
 def _line(cells: Iterable[str]) -> str:

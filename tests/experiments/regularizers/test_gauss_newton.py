@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import seht_jax as seht
+from experiments.errors import ExperimentError
 from experiments.regularizers import GaussNewton, InitialNetwork, Outputs, SehtD, SehtH
 
 PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
@@ -33,6 +34,12 @@ def test_with_drawn_layers_it_is_so_in_the_mean():
     assert isinstance(method, SehtD)
     assert method.lam * 40 == pytest.approx(0.1)
     assert (method.curvature, method.p, method.rescale) == ("gauss_newton", 0.05, True)
+
+
+def test_a_network_without_curvature_is_an_error():
+    flat = initial()._replace(params={"layer": {"w": jnp.zeros(2)}})
+    with pytest.raises(ExperimentError, match=r"before the first step is 0\.0"):
+        GaussNewton().at_start(lambda: flat)
 
 
 @pytest.mark.parametrize(("rise", "steps"), [(0.0, 0), (0.5, 25), (1.0, 50)])

@@ -55,6 +55,14 @@ def test_a_run_that_diverged_is_counted_and_makes_the_cell_worse(settings):
     assert comparison.p_value == 0
 
 
+def test_where_a_plain_run_diverged_nothing_is_claimed():
+    broken = rows()
+    broken[0]["validation_loss"] = math.nan
+    (comparison,) = compare(broken)
+    assert math.isnan(comparison.difference)
+    assert comparison.p_value == 1
+
+
 def test_equal_runs_are_no_difference():
     (comparison,) = compare(rows(losses=PLAIN))
     assert (comparison.difference, comparison.p_value) == (0, 1)
