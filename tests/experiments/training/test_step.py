@@ -28,6 +28,10 @@ class Recording(Regularizer):
         self.calls.add("model")
         return arguments
 
+    def at_start(self, _initial):
+        self.calls.add("at_start")
+        return self
+
     def augment(self, _key, batch):
         self.calls.add("augment")
         return batch
