@@ -189,14 +189,12 @@ def _with_setting(config: TrainConfig, setting: str, value: Any) -> TrainConfig:
     """Change one setting.
 
     Raises:
-        ValueError: If there is none of that name, or several, or if it is not the grid's business.
+        ValueError: If there is none of that name, or if it is not the grid's business.
     """
     if setting in _NOT_IN_A_GRID:
         raise ValueError(f"{setting} can not be in a grid; the sweep sets it itself")
     place, _, field = setting.rpartition(".")
     methods = [part for part in config.method if part.name == place]
-    if len(methods) > 1:
-        raise ValueError(f"{setting!r} is ambiguous: the method has {place} {len(methods)} times")
     if methods:
         _check_field(methods[0], field, setting)
         changed = dataclasses.replace(methods[0], **{field: value})

@@ -52,7 +52,6 @@ def test_a_setting_of_the_run_itself_may_vary():
         (BOTH, {"epochs.lam": (1.0,)}, "'epochs' is no part of the configuration"),
         (BOTH, {"seed": (1, 2)}, "seed can not be in a grid"),
         (BOTH, {"seht-d.p": (0.1, 1.5)}, "p"),
-        (TrainConfig(method=(SehtH(), SehtH())), {"seht-h.lam": (1.0,)}, "seht-h 2 times"),
     ],
 )
 def test_a_grid_that_can_not_be_run_is_refused(config, grid, message):
