@@ -46,7 +46,7 @@ def test_a_setting_of_the_run_itself_may_vary():
         (BOTH, {"seht-h.lam": (1.0, 1.0)}, "different ones"),
         (BOTH, {"seht-h.curvature": "hessian"}, "must be a sequence"),
         (BOTH, {"seht-h.lamb": (1.0,)}, "no setting 'seht-h.lamb'; 'lamb' is none of lam, "),
-        (BOTH, {"optimizer.lam": (1.0,)}, "no setting 'optimizer.lam'; 'lam' is none of learn"),
+        (BOTH, {"optimizer.lam": (1.0,)}, "no setting 'optimizer.lam'; 'lam' is none of algor"),
         (BOTH, {"lam": (1.0,)}, "no setting 'lam'; 'lam' is none of name, data"),
         (BOTH, {"sam.rho": (1.0,)}, r"none of the row's regularizers \(seht-d, seht-h\)"),
         (BOTH, {"epochs.lam": (1.0,)}, "'epochs' is no part of the configuration"),
