@@ -19,7 +19,7 @@ from experiments.data.archive import check_archive, fetch_archive
 from experiments.data.cifar import DEFAULT_DATA_DIR, CifarName, open_prepared
 from experiments.data.cifar_builder import Cifar10, Cifar100
 from experiments.errors import ExperimentError
-from experiments.sweep.lock import file_lock
+from experiments.file_lock import file_lock
 
 _BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100}
 

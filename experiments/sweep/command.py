@@ -8,8 +8,8 @@ import tyro
 from rich.console import Console
 
 from experiments.errors import ExperimentError
+from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
-from experiments.sweep.lock import file_lock
 from experiments.sweep.outcome import RunFunction
 from experiments.sweep.plan import plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue

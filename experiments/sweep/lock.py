@@ -1,28 +1,13 @@
-"""Locks between processes, which the system or the server frees when a process dies."""
+"""A lock that all workers on one database share, and that is freed when a process dies."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, after waiting for whoever has it.
-
-    Args:
-        path: The file, which is made if it does not exist, and stays.
-
-    Yields:
-        Nothing.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+from experiments.file_lock import file_lock
 
 
 @contextlib.contextmanager

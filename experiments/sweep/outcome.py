@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments.config import TrainConfig
 from experiments.environment import describe_environment
 from experiments.errors import DivergedError
-from experiments.sweep.lock import file_lock
+from experiments.file_lock import file_lock
 from experiments.training.run_directory import read_result, write_json
 
 RunFunction: TypeAlias = Callable[[TrainConfig, Console], dict[str, Any]]
