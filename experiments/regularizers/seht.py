@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
-from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
+from seht_jax.penalty import NUM_BRANCHES, PROBE_BATCH, check_curvature, make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,8 @@ class SehtH(Regularizer):
         warmup_steps: Steps over which the strength rises linearly from 0. At initialisation the
             curvature is large and of both signs, and a full-strength penalty can run off.
         curvature: "hessian", the paper's, or "gauss_newton", which is never negative.
+        probe_batch: How many directions are propagated at once, at most: more are faster, and take
+            more memory and longer to compile.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -32,6 +34,7 @@ class SehtH(Regularizer):
     num_probes: int = 1
     warmup_steps: int = 0
     curvature: str = "hessian"
+    probe_batch: int = PROBE_BATCH
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
@@ -48,7 +51,12 @@ class SehtH(Regularizer):
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `seht.regularize`, by name, that do not change from step to step."""
-        return {"p": None, "num_probes": self.num_probes, "curvature": self.curvature}
+        return {
+            "p": None,
+            "num_probes": self.num_probes,
+            "curvature": self.curvature,
+            "probe_batch": self.probe_batch,
+        }
 
     def objective(self, loss_fn: LossFunction, inputs: StepInputs) -> LossFunction:
         """Add lambda times the estimate of tr(H); logs estimate, layers drawn, and lambda.
