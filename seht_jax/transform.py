@@ -76,7 +76,7 @@ def add_hessian_trace(
 
     With `relative`, the penalty's gradient is at most that share of the updates that come in:
 
-    .. math:: \lambda \leftarrow \min\Big(\lambda,
+    .. math:: \lambda \leftarrow \operatorname{sign}(\lambda) \min\Big(|\lambda|,
         r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)
 
     in the norm over all params. Then no curvature can run away with the training: for r < 1 the

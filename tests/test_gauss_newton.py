@@ -10,6 +10,7 @@ import networks
 import numpy as np
 import oracle
 import pytest
+from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 
@@ -153,13 +154,22 @@ def test_for_a_piecewise_linear_network_trace_and_layers_are_the_hessians_but_no
     hessian, gauss_newton = oracle.dense_hessian(loss_fn, params), matrix(params)
     chex.assert_trees_all_close(jnp.diag(hessian), jnp.diag(gauss_newton), atol=1e-12)
     end = 0
-    for layer in params.values():
+    for name, layer in params.items():
         block = slice(end, end + ravel_pytree(layer)[0].size)
         # A layer's kernel and bias enter its outputs linearly.
         chex.assert_trees_all_close(hessian[block, block], gauss_newton[block, block], atol=1e-12)
         end = block.stop
-    probe = jax.random.rademacher(jax.random.key(0), hessian.shape[:1], float)
-    assert abs(probe @ (hessian - gauss_newton) @ probe) > 0.1
+        by_curvature = [
+            seht.exact_trace(
+                loss_fn,
+                curvature=curvature,
+                layers=lambda path, name=name: name if path[0] == name else None,
+            )(params)
+            for curvature in ("hessian", "gauss_newton")
+        ]
+        oracle.assert_close(*by_curvature)
+    difference = estimate_of(loss_fn, params, "hessian") - estimate_of(loss_fn, params)
+    assert abs(difference) > 0.1
 
 
 def test_the_trace_is_that_of_the_fisher_matrix_with_labels_of_the_network():
@@ -181,9 +191,9 @@ def test_the_trace_is_that_of_the_fisher_matrix_with_labels_of_the_network():
     oracle.assert_close(seht.exact_trace(loss_fn, curvature="gauss_newton")(params), fisher)
 
 
-def estimate_of(loss_fn, params):
+def estimate_of(loss_fn, params, curvature="gauss_newton"):
     penalised = seht.regularize(
-        loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton", with_estimate=True
+        loss_fn, jax.random.key(0), None, LAM, curvature=curvature, with_estimate=True
     )
     return penalised(params)[1].mean
 
@@ -288,7 +298,7 @@ LIFTED = {
     "jit": nn.jit(MarkedDense),
     "remat": nn.remat(MarkedDense),
     "scan": nn.scan(
-        MarkedDense, variable_axes={"params": 0}, split_rngs={"params": True}, length=1
+        MarkedDense, variable_axes={"params": 0}, split_rngs={"params": True}, length=2
     ),
     "vmap": nn.vmap(MarkedDense, variable_axes={"params": None}, split_rngs={"params": False}),
 }
@@ -297,23 +307,56 @@ LIFTED = {
 @pytest.mark.parametrize("lift", LIFTED)
 def test_the_mark_survives_lifted_transformations_of_flax(lift):
     images = jax.random.normal(jax.random.key(1), (4, 3))
-    labels = jnp.arange(4) % 3
     model = LIFTED[lift]()
     variables = model.init(jax.random.key(0), images)
 
     def loss_of(apply):
-        return lambda variables: networks.cross_entropy(apply(variables), labels)
+        def loss_fn(variables):
+            logits = apply(variables).reshape(-1, 3)
+            return networks.cross_entropy(logits, jnp.arange(len(logits)) % 3)
+
+        return loss_fn
 
     def by_hand(variables):
-        layer = jax.tree.map(
-            lambda x: x.reshape(x.shape[-2:]), next(iter(variables["params"].values()))
-        )
-        return seht.outputs(images @ layer["kernel"] + layer["bias"])
+        layer = next(iter(variables["params"].values()))
+        # Those of both rounds of the scan, or of the one layer.
+        kernels, biases = layer["kernel"].reshape(-1, 3, 3), layer["bias"].reshape(-1, 1, 3)
+        return seht.outputs(images @ kernels + biases)
 
-    lifted = loss_of(lambda variables: model.apply(variables, images)[1].reshape(-1, 3))
+    lifted = loss_of(lambda variables: model.apply(variables, images)[1])
     oracle.assert_close(
         seht.exact_trace(lifted, curvature="gauss_newton")(variables),
         seht.exact_trace(loss_of(by_hand), curvature="gauss_newton")(variables),
+    )
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        nnx.jit,
+        nnx.remat,
+        functools.partial(nnx.vmap, in_axes=(None, 0)),
+        functools.partial(nnx.scan, in_axes=(None, 0), out_axes=0),
+    ],
+    ids=["jit", "remat", "vmap", "scan"],
+)
+def test_the_mark_survives_transformations_of_nnx(transform):
+    images = jax.random.normal(jax.random.key(1), (4, 3))
+    graph, params = nnx.split(nnx.Linear(3, 3, param_dtype=float, rngs=nnx.Rngs(0)))
+
+    def loss_of(apply):
+        def loss_fn(params):
+            return networks.cross_entropy(
+                apply(nnx.merge(graph, params), images), jnp.arange(4) % 3
+            )
+
+        return loss_fn
+
+    transformed = loss_of(transform(lambda model, images: seht.outputs(model(images))))
+    plain = loss_of(lambda model, images: seht.outputs(model(images)))
+    oracle.assert_close(
+        seht.exact_trace(transformed, curvature="gauss_newton")(params),
+        seht.exact_trace(plain, curvature="gauss_newton")(params),
     )
 
 
@@ -331,6 +374,14 @@ def reversal(x):
 
 
 reversal.defvjp(lambda x: (x, None), lambda _, cotangent: (-cotangent,))
+
+
+@jax.custom_vjp
+def identity_by_vjp(x):
+    return seht.outputs(x)
+
+
+identity_by_vjp.defvjp(lambda x: (x, None), lambda _, cotangent: (cotangent,))
 
 
 def marked_inside(transform, w):
@@ -351,6 +402,7 @@ def marked_rounds(w):
     [
         (lambda w: jnp.sum(w**2), ValueError, "needs to know where the network ends"),
         (lambda w: jnp.sum(identity(w) ** 2), ValueError, "does not look into"),
+        (lambda w: jnp.sum(identity_by_vjp(w) ** 2), ValueError, "does not look into"),
         (lambda w: jnp.sum(seht.outputs(reversal(w)) ** 2), TypeError, "a jax.custom_vjp"),
         (lambda w: jnp.sum(w * seht.outputs(jnp.ones(3))), ValueError, "do not depend on"),
         (lambda w: jnp.sum(w) + jnp.sum(0 * jnp.sign(seht.outputs(w))), ValueError, "not depend"),
@@ -363,7 +415,8 @@ def marked_rounds(w):
     ],
     ids=[
         "missing",
-        "in_a_custom_rule",
+        "in_a_custom_jvp",
+        "in_a_custom_vjp",
         "custom_vjp",
         "of_a_constant",
         "unused",

@@ -312,6 +312,80 @@ def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, sh
     chex.assert_trees_all_close(optax.tree.norm(penalty), expected, rtol=1e-5)
 
 
+def at_full_share(share):
+    """The updates of the diagonal loss with the penalty's gradient at a share of its own."""
+    factor = share * optax.tree.norm(SLOPE) / optax.tree.norm(TRACE_SLOPE)
+    return combined(1, factor)
+
+
+def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    spec = {"w": jax.sharding.PartitionSpec("data"), "b": jax.sharding.PartitionSpec()}
+    sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
+    tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
+    (updates,), _ = run(tx, diagonal, jax.device_put(params, sharding))
+    chex.assert_trees_all_close(updates, at_full_share(0.25), rtol=1e-6)
+
+
+def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
+
+    def step(params, state, x):
+        params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "data", to="varying"), params)
+
+        def value_fn(params):
+            return jnp.mean(x) * diagonal(params)
+
+        updates, _ = tx.update(jax.grad(value_fn)(params), state, params, value_fn=value_fn)
+        return jax.tree.map(lambda update: update[None], updates)
+
+    spec = jax.sharding.PartitionSpec
+    sharded = jax.shard_map(
+        step, mesh=mesh, in_specs=(spec(), spec(), spec("data")), out_specs=spec("data")
+    )
+    updates = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
+    for device, scale in enumerate([1.0, 3.0]):
+        expected = jax.tree.map(lambda update, scale=scale: scale * update, at_full_share(0.25))
+        actual = jax.tree.map(lambda update, device=device: update[device], updates)
+        chex.assert_trees_all_close(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_bounded_share_is_that_of_a_mini_step_in_front_of_multi_steps(params):
+    inner = optax.MultiSteps(
+        optax.sgd(1.0), every_k_schedule=2, accumulator_dtype=float
+    ).gradient_transformation()
+    tx = optax.chain(seht.add_hessian_trace(None, math.inf, KEY, relative=0.25), inner)
+    state = tx.init(params)
+    for scale in (1.0, 3.0):
+        slope = jax.tree.map(lambda x, scale=scale: jnp.asarray(scale * x), SLOPE)
+        updates, state = tx.update(slope, state, params, value_fn=diagonal)
+    # The mean of the two mini-steps, each with a quarter of its own norm.
+    expected = jax.tree.map(lambda x: -(1 + 3) / 2 * x, at_full_share(0.25))
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
+
+def test_the_share_may_be_injected(params):
+    tx = optax.inject_hyperparams(seht.add_hessian_trace, static_args=STATIC)(
+        p=None, lam=1e6, key=KEY, relative=0.5
+    )
+    state = tx.init(params)
+    for share in (0.5, 0.1):
+        state.hyperparams["relative"] = jnp.asarray(share)
+        updates, state = tx.update(
+            jax.tree.map(jnp.asarray, SLOPE), state, params, value_fn=diagonal
+        )
+        chex.assert_trees_all_close(updates, at_full_share(share), rtol=1e-6)
+
+
+def test_where_no_layer_is_drawn_a_share_of_nothing_is_nothing(params):
+    tx = seht.add_hessian_trace((1e-9, 0.5), math.inf, KEY, relative=0.25)
+    (updates,), state = run(tx, diagonal, params)
+    chex.assert_trees_all_equal(updates, jax.tree.map(jnp.asarray, SLOPE))
+    assert state.estimate == 0
+
+
 @pytest.mark.parametrize("value_fn", [jnp.sum, lambda w: jnp.sum(jnp.abs(w) ** 2.5)])
 def test_a_penalty_without_a_finite_gradient_is_left_out(value_fn):
     tx = seht.add_hessian_trace(None, 1.0, KEY, relative=0.5)
