@@ -12,6 +12,7 @@ import seht_jax as seht
 ValueFunction: TypeAlias = Callable[[PyTree], Float[Array, ""]]
 
 BOUND = 10.0
+P = 0.05
 
 
 class Losses(NamedTuple):
@@ -54,7 +55,7 @@ def penalty_gradient(
     return FORMS[form](losses, params, slope, key, strength)
 
 
-def _of_transformation(share: bool, **options: Any) -> Form:
+def _of_transformation(*, share: bool = False, p: float | None = None, **options: Any) -> Form:
     """Make a form from `add_hessian_trace`."""
 
     def gradient(
@@ -65,7 +66,7 @@ def _of_transformation(share: bool, **options: Any) -> Form:
         strength: Float[Array, ""],
     ) -> PyTree:
         settings = {"lam": jnp.inf, "relative": strength} if share else {"lam": strength}
-        tx = seht.add_hessian_trace(None, key=key, **settings, **options)
+        tx = seht.add_hessian_trace(p, key=key, **settings, **options)
         updates, _ = tx.update(slope, tx.init(params), params, value_fn=losses.train)
         return jax.tree.map(jnp.subtract, updates, slope)
 
@@ -99,13 +100,17 @@ def _of_loss(
     return gradient
 
 
-_GAUSS_NEWTON = _of_transformation(share=False, curvature="gauss_newton")
+_GAUSS_NEWTON = _of_transformation(curvature="gauss_newton")
 
 FORMS: dict[str, Form] = {
-    "hessian": _of_transformation(share=False),
+    "hessian": _of_transformation(),
     "gauss-newton": _GAUSS_NEWTON,
     "gauss-newton, calibrated": _GAUSS_NEWTON,
     "gauss-newton, calibrated, rising": _GAUSS_NEWTON,
+    "hessian, SEHT-D": _of_transformation(p=P, rescale=True),
+    "gauss-newton, SEHT-D, calibrated, rising": _of_transformation(
+        p=P, rescale=True, curvature="gauss_newton"
+    ),
     "hessian, share": _of_transformation(share=True),
     "gauss-newton, share": _of_transformation(share=True, curvature="gauss_newton"),
     "hessian, bound": _of_loss(bound=BOUND),
@@ -113,8 +118,8 @@ FORMS: dict[str, Form] = {
     "hessian, running statistics": _of_loss(mode="evaluation"),
 }
 
-CALIBRATED = frozenset({"gauss-newton, calibrated", "gauss-newton, calibrated, rising"})
+CALIBRATED = frozenset(form for form in FORMS if "calibrated" in form)
 """Forms whose strength is lambda times tr(G) before the first step: each network has its lambda."""
 
-RISING = frozenset({"gauss-newton, calibrated, rising"})
+RISING = frozenset(form for form in FORMS if "rising" in form)
 """Forms whose strength rises in a line, from 0 to its full value at the last step."""

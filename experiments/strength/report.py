@@ -30,6 +30,7 @@ class Comparison(NamedTuple):
             diverged, 1 where a plain one did.
         trace_ratio: Mean tr(G) over that of the plain runs.
         share: Mean over the runs of the penalty gradient's share of the loss gradient's norm.
+        loss_gradient_norm: Mean over the runs of that norm.
     """
 
     network: str
@@ -45,6 +46,7 @@ class Comparison(NamedTuple):
     p_value: float
     trace_ratio: float
     share: float
+    loss_gradient_norm: float
 
 
 def compare(rows: Iterable[dict[str, Any]]) -> list[Comparison]:
@@ -115,6 +117,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         "p (Holm)",
         "tr(G) / plain",
         "gradient share",
+        "loss gradient",
         "diverged",
     )
     lines = [_line(headings), _line(["---"] * len(headings))]
@@ -134,6 +137,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
                     f"{p_value:.2g}",
                     f"{comparison.trace_ratio:.2f}",
                     f"{comparison.share:.2g}",
+                    f"{comparison.loss_gradient_norm:.2g}",
                     str(comparison.num_diverged),
                 )
             )
@@ -229,6 +233,7 @@ def _compare(
         statistics.fmean(row["trace"] for row in runs)
         / statistics.fmean(row["trace"] for row in plain),
         statistics.fmean(row["share"] for row in runs),
+        statistics.fmean(row["loss_gradient_norm"] for row in runs),
     )
 
 

@@ -17,7 +17,7 @@ from experiments.training.run_directory import write_json
 DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-CALIBRATED_DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+CALIBRATED_DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RISING = (1e-2, 3e-2)
 SHARES = (0.03, 0.1, 0.3, 1.0)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
@@ -73,7 +73,7 @@ STUDIES: dict[str, Study] = {
             "gauss-newton": DECADES,
             "hessian": DECADES,
             "gauss-newton, calibrated": CALIBRATED_DECADES,
-            "gauss-newton, calibrated, rising": RISING,
+            "gauss-newton, calibrated, rising": CALIBRATED_DECADES,
         },
         learning_rates=(1 / 3, 1.0, 3.0),
         num_seeds=3,
@@ -84,6 +84,9 @@ STUDIES: dict[str, Study] = {
         strengths={
             "hessian": (1e-5, 1e-4, 1e-3, 1e-2),
             "gauss-newton": (1e-5, 1e-4, 1e-3, 1e-2),
+            "gauss-newton, calibrated, rising": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+            "hessian, SEHT-D": (1e-5, 1e-4, 1e-3, 1e-2),
+            "gauss-newton, SEHT-D, calibrated, rising": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
             "hessian, share": (0.03, 0.1, 0.3),
             "gauss-newton, share": (0.03, 0.1, 0.3),
             "hessian, bound": (1e-4, 1e-3, 1e-2),

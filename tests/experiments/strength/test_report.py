@@ -22,6 +22,7 @@ def row(strength, seed, loss, *, diverged_at=-1, network="mlp", trace=10.0):
         "validation_loss": loss,
         "trace": trace,
         "share": 0.25,
+        "loss_gradient_norm": 2.0,
         "first_non_finite_step": diverged_at,
     }
 
@@ -45,6 +46,7 @@ def test_a_cell_is_compared_with_plain_training_seed_by_seed():
     assert comparison.p_value == pytest.approx(expected.pvalue)
     assert comparison.trace_ratio == pytest.approx(0.4)
     assert comparison.share == 0.25
+    assert comparison.loss_gradient_norm == 2
 
 
 @pytest.mark.parametrize("settings", [{"diverged_at": 7}, {"losses": [0.4, math.nan, 0.6, 0.7]}])
