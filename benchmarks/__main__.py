@@ -6,10 +6,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
 
-STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
+STEP_TIME, SCALING, EXACT_TRACE = StepTimeConfig(), ScalingConfig(), ExactTraceConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -20,6 +21,13 @@ def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_T
 def scaling(config: Annotated[ScalingConfig, tyro.conf.arg(name="")] = SCALING) -> None:
     """Time SEHT-H at several numbers of probes, batch sizes, widths and depths."""
     run_scaling(config, Console())
+
+
+def exact_trace(
+    config: Annotated[ExactTraceConfig, tyro.conf.arg(name="")] = EXACT_TRACE,
+) -> None:
+    """Time the exact trace of single layers, and extrapolate to the network."""
+    run_exact_trace(config, Console())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,13 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"step_time": step_time, "scaling": scaling},
+            {"step_time": step_time, "scaling": scaling, "exact_trace": exact_trace},
             args=arguments,
             prog="python -m benchmarks",
             description="What the penalty costs. Results are also written to runs/benchmarks.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-    except NoSuchRowError as error:
+    except (NoSuchRowError, NoSuchLayerError) as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:

@@ -1,0 +1,210 @@
+"""What the exact trace costs, weight by weight: the reason to estimate it.
+
+The paper's ResNet-18 took two minutes for the exact trace of one layer (section 4.1.1).
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import seht_jax as seht
+from benchmarks.measure import compile_step, with_hasty_compilation
+from benchmarks.models import QUICK_SIZES, SIZES, BenchmarkModel, build_benchmark_model
+from benchmarks.report import describe, environment, make_progress, new_report_path, write_report
+from benchmarks.variants import ONE_KEY, plain_step
+
+CHUNK_SIZE = 16
+WHOLE = "the whole network"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactTraceConfig:
+    """What to measure."""
+
+    layers: tuple[str, ...] = ("stem_conv", "head")
+    """Layers of the ResNet-18, such as stage1_block1/conv1."""
+    width: int = 64
+    """Channels of its first stage."""
+    weights: int = 64
+    """How many weights of a layer are measured, at most; its others are extrapolated from them. 0
+    measures all."""
+    quick: bool = False
+    """Test the benchmark: a tiny network; no result."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        if self.width < 1:
+            raise ValueError(f"width must be at least 1, not {self.width}")
+        if self.weights < 0:
+            raise ValueError(f"weights must be at least 0, not {self.weights}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What the exact trace of a layer costs.
+
+    Attributes:
+        layer: Its name.
+        num_weights: How many weights it has.
+        num_measured: For how many of them the trace was computed.
+        seconds_per_weight: The time for one weight.
+        seconds: The time for all, extrapolated where not all were measured.
+    """
+
+    layer: str
+    num_weights: int
+    num_measured: int
+    seconds_per_weight: float
+
+    @property
+    def seconds(self) -> float:
+        """The time for all weights."""
+        return self.num_weights * self.seconds_per_weight
+
+
+class NoSuchLayerError(ValueError):
+    """The network has no such layer."""
+
+
+def run_exact_trace(config: ExactTraceConfig, console: Console) -> Path:
+    """Measure, show a table, and write a JSON file.
+
+    Args:
+        config: What to measure.
+        console: Where progress and table are shown.
+
+    Returns:
+        The path of the file.
+    """
+    if config.quick:
+        with with_hasty_compilation():
+            return _run(config, build_benchmark_model("resnet18", QUICK_SIZES["resnet18"]), console)
+    size = {**SIZES["resnet18"], "width": config.width}
+    return _run(config, build_benchmark_model("resnet18", size), console)
+
+
+def measure_layer(model: BenchmarkModel, layer: str, max_weights: int) -> LayerCost:
+    """Time the exact trace of a layer, or of its first weights.
+
+    Args:
+        model: The network.
+        layer: The name of the layer.
+        max_weights: How many weights are measured, at most; 0 is all.
+
+    Returns:
+        The cost.
+
+    Raises:
+        NoSuchLayerError: If there is none of that name.
+    """
+    leaves = flatten_dict(model.params, sep="/")
+    own = {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] == layer}
+    if not own:
+        names = ", ".join(seht.layer_names(model.params))
+        raise NoSuchLayerError(f"there is no layer {layer!r}; the network has {names}")
+    weights, unravel = ravel_pytree(own)
+    num_measured = min(max_weights or weights.size, weights.size)
+
+    def loss_fn(measured: Float[Array, " weights"], *batch: Array) -> tuple[Array, Any]:
+        moved = unravel(weights.at[:num_measured].set(measured))
+        return model.loss_fn(unflatten_dict(leaves | moved, sep="/"), *batch)
+
+    trace = seht.exact_trace(loss_fn, chunk_size=CHUNK_SIZE, has_aux=True)
+    arguments = (weights[:num_measured], *model.batch)
+    compiled = jax.jit(trace).lower(*arguments).compile()
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*arguments))
+    seconds = time.perf_counter() - start
+    return LayerCost(layer, weights.size, num_measured, seconds / num_measured)
+
+
+def whole_network(model: BenchmarkModel, costs: Sequence[LayerCost]) -> LayerCost:
+    """Extrapolate to all weights, each at the price of a weight of the dearest layer measured.
+
+    Args:
+        model: The network.
+        costs: The costs of some layers.
+
+    Returns:
+        The cost.
+    """
+    return LayerCost(WHOLE, model.num_params, 0, max(cost.seconds_per_weight for cost in costs))
+
+
+def _run(config: ExactTraceConfig, model: BenchmarkModel, console: Console) -> Path:
+    path = new_report_path("exact_trace", model.name)
+    with make_progress(console) as progress:
+        plain_seconds = _plain_seconds(model, progress)
+        costs = []
+        bar = progress.add_task("", total=len(config.layers))
+        for layer in config.layers:
+            progress.update(bar, description=f"exact trace of {layer}")
+            costs.append(measure_layer(model, layer, config.weights))
+            progress.advance(bar)
+    costs.append(whole_network(model, costs))
+    write_report(
+        path,
+        {
+            "benchmark": "exact_trace",
+            "model": describe(model),
+            "environment": environment(),
+            "plain_seconds": plain_seconds,
+            "layers": [
+                dataclasses.asdict(cost)
+                | {"seconds": cost.seconds, "extrapolated": cost.num_measured < cost.num_weights}
+                for cost in costs
+            ],
+        },
+    )
+    console.print(_table(model, costs, plain_seconds))
+    console.print(f"All numbers: {path}", highlight=False, soft_wrap=True)
+    return path
+
+
+def _plain_seconds(model: BenchmarkModel, progress: Progress) -> float:
+    bar = progress.add_task("plain step", total=1)
+    program = compile_step(plain_step(model), model, ONE_KEY)
+    (stratum,) = program.strata
+    program.run(stratum.keys[0])
+    start = time.perf_counter()
+    program.run(stratum.keys[0])
+    progress.advance(bar)
+    return time.perf_counter() - start
+
+
+def _table(model: BenchmarkModel, costs: Sequence[LayerCost], plain_seconds: float) -> Table:
+    device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    table = Table(
+        title=f"The exact trace: {describe(model)}\n{device}, plain step {plain_seconds:.3g} s",
+        caption="¹ extrapolated from the weights that were measured; for the whole network, from "
+        "the dearest layer.",
+        caption_justify="left",
+    )
+    table.add_column("layer")
+    for heading in ("weights", "measured", "ms a weight", "seconds", "plain steps"):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        mark = " ¹" if cost.num_measured < cost.num_weights else ""
+        table.add_row(
+            cost.layer,
+            f"{cost.num_weights:,}",
+            f"{cost.num_measured:,}",
+            f"{1e3 * cost.seconds_per_weight:.3g}",
+            f"{cost.seconds:,.3g}{mark}",
+            f"{cost.seconds / plain_seconds:,.3g}{mark}",
+        )
+    return table
