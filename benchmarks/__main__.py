@@ -9,8 +9,10 @@ from rich.console import Console
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
+from benchmarks.trainer import TrainerConfig, run_trainer
 
-STEP_TIME, SCALING, EXACT_TRACE = StepTimeConfig(), ScalingConfig(), ExactTraceConfig()
+STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
+EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -30,6 +32,11 @@ def exact_trace(
     run_exact_trace(config, Console())
 
 
+def trainer(config: Annotated[TrainerConfig, tyro.conf.arg(name="")] = TRAINER) -> None:
+    """Time the training loop of the experiments against the bare step."""
+    run_trainer(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -42,7 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"step_time": step_time, "scaling": scaling, "exact_trace": exact_trace},
+            {
+                "step_time": step_time,
+                "scaling": scaling,
+                "exact_trace": exact_trace,
+                "trainer": trainer,
+            },
             args=arguments,
             prog="python -m benchmarks",
             description="What the penalty costs. Results are also written to runs/benchmarks.",

@@ -10,6 +10,7 @@ from rich.console import Console
 from experiments.errors import ExperimentError
 from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
+from experiments.sweep.definition import with_epochs
 from experiments.sweep.outcome import RunFunction
 from experiments.sweep.plan import plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue
@@ -30,6 +31,8 @@ class SweepConfig:
     """Which sweep."""
     seeds: int = 3
     """Runs of each point; the seeds are 0, 1, ... More may be added later."""
+    epochs: int | None = None
+    """Epochs of every run, for a first look; by default what the sweep says."""
     storage: str | None = None
     """The queue: sqlite:///FILE, by default sweep.db in the output directory, for workers on one
     machine; postgresql://USER:PASSWORD@HOST/DATABASE for workers on any number of machines, which
@@ -45,10 +48,12 @@ class SweepConfig:
         """Check the numbers.
 
         Raises:
-            ExperimentError: If there is no seed.
+            ExperimentError: If there is no seed, or no epoch.
         """
-        if self.seeds < 1:
-            raise ExperimentError(f"seeds must be at least 1, not {self.seeds}")
+        for name in ("seeds", "epochs"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ExperimentError(f"{name} must be at least 1, not {number}")
 
     @property
     def resolved_output_dir(self) -> Path:
@@ -72,6 +77,8 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
         ExperimentError: If a run can not be carried out, or the storage can not be used.
     """
     sweep = SWEEPS[config.sweep]
+    if config.epochs is not None:
+        sweep = with_epochs(sweep, config.epochs)
     output_dir = config.resolved_output_dir
     with file_lock(output_dir / "sweep.lock"):
         write_plan(sweep, config.seeds, output_dir)

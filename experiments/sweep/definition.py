@@ -179,6 +179,30 @@ class Sweep:
         ]
 
 
+def with_epochs(sweep: Sweep, epochs: int) -> Sweep:
+    """Give all runs of a sweep another length.
+
+    Args:
+        sweep: The sweep.
+        epochs: Epochs of every run.
+
+    Returns:
+        The sweep, for a first look at its rows.
+
+    Raises:
+        ValueError: If a grid varies the epochs, or there is none.
+    """
+
+    def changed(row: Row) -> Row:
+        if "epochs" in row.grid:
+            raise ValueError(f"the grid of row {row.label!r} varies the epochs itself")
+        if row.config is None:
+            return row
+        return dataclasses.replace(row, config=dataclasses.replace(row.config, epochs=epochs))
+
+    return dataclasses.replace(sweep, rows=tuple(map(changed, sweep.rows)))
+
+
 def _at(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     for setting, value in values.items():
         config = _with_setting(config, setting, value)

@@ -16,10 +16,11 @@ from benchmarks.step_time import NoSuchRowError
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["step_time", "scaling", "exact_trace"]),
+        ([], ["step_time", "scaling", "exact_trace", "trainer"]),
         (["step_time"], ["--models", "--rows", "--rounds", "--quick", "wrn-16-4"]),
         (["scaling"], ["--tables", "--width", "--rounds", "--quick", "probes"]),
         (["exact_trace"], ["--layers", "--width", "--weights", "--quick", "stem_conv"]),
+        (["trainer"], ["--width", "--batch-size", "--steps", "--rounds", "--quick"]),
     ],
 )
 def test_help(capsys, arguments, words):

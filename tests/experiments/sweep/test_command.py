@@ -75,6 +75,22 @@ def test_changed_settings_are_refused_before_anything_runs(
         run_sweep(config, console, None)
 
 
+def test_the_length_of_the_runs_can_be_changed_but_not_in_a_directory_that_has_some(
+    tiny_sweep, tmp_path, console
+):
+    config = SweepConfig("tiny", seeds=1, epochs=3, output_dir=tmp_path)
+    epochs = []
+
+    def run(train_config, console):
+        epochs.append(train_config.epochs)
+        return fake_run(train_config, console)
+
+    run_sweep(config, console, run)
+    assert epochs == [3, 3]
+    with pytest.raises(ConfigMismatchError, match="epochs is 3 there, and 1 in the sweep"):
+        run_sweep(dataclasses.replace(config, epochs=None), console, run)
+
+
 def test_the_command_line_runs_it(tiny_sweep, monkeypatch):
     configs = []
     monkeypatch.setattr(command_line, "run_sweep", lambda config, console: configs.append(config))
@@ -91,6 +107,7 @@ def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
     assert "digits-small" in captured.out + captured.err
 
 
-def test_no_seed_is_explained_without_a_traceback(capsys):
-    assert command_line.main(["sweep", "digits-small", "--seeds", "0"]) == 1
-    assert "seeds must be at least 1, not 0" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["seeds", "epochs"])
+def test_numbers_out_of_range_are_explained_without_a_traceback(name, capsys):
+    assert command_line.main(["sweep", "digits-small", f"--{name}", "0"]) == 1
+    assert f"{name} must be at least 1, not 0" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 from experiments.config import OptimizerConfig, TrainConfig
 from experiments.presets import SWEEPS
 from experiments.regularizers import SehtD, SehtH
-from experiments.sweep.definition import Reported, Row, Sweep
+from experiments.sweep.definition import Reported, Row, Sweep, with_epochs
 
 PLAIN = Row("Plain", TrainConfig(method=()))
 BOTH = TrainConfig(method=(SehtD(lam=7.0), SehtH(lam=8.0)))
@@ -81,3 +81,9 @@ def test_every_sweep_has_its_name_and_a_plain_row_first(name):
     assert sweep.name == name
     assert sweep.points()[0].config.method == ()
     assert {point.config.name for point in sweep.points()} == {name}
+
+
+def test_a_grid_that_varies_the_epochs_keeps_them():
+    sweep = Sweep("s", "S", (Row("A", BOTH, grid={"epochs": (1, 2)}),))
+    with pytest.raises(ValueError, match="the grid of row 'A' varies the epochs itself"):
+        with_epochs(sweep, 3)
