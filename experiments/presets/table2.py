@@ -6,11 +6,13 @@
 Settings are those of the paper's section 4.1.2: learning rate 0.1, divided by 5 after epochs 60,
 120 and 160 of 200, batches of 32, momentum 0.9, weight decay 5e-4 on all parameters. Each method
 has the strength that the grid search of that section chose; `table2-grid` runs the grid itself, and
-`table2-tenth` has the strength 0.1 for all three methods, which the same section states before. A
-plain run is one to two days of one GPU.
+`table2-tenth` has the strength 0.1 for all three methods, which the same section states before. The
+paper's figures, printed beside, are 74.61 % top-1 for the baseline and 79.53 to 80.31 % for SEHT-D.
+A plain run is one to two days of one GPU by estimate; none was at hand.
 
-`table2-small` is the same at a size for two CPU cores: WRN-10-2 on CIFAR-10, batches of 64, 6
-epochs.
+Each has a twin, `table2-small` for one: the same at a size for two CPU cores, WRN-10-2 on CIFAR-10,
+batches of 64, 6 epochs. On 9,000 images a plain run takes some two minutes, the table at one seed
+three quarters of an hour.
 """
 
 import dataclasses
@@ -162,12 +164,21 @@ def table2_rows(
 
 
 TITLE = "WRN-28-10 on CIFAR-100 (Table 2)"
+_TENTH = Strengths((0.1, 0.1), (0.1, 0.1), (0.1, 0.1))
 SWEEPS = tuple(
-    Sweep(f"table2{suffix}", f"{TITLE}{remark}", table2_rows(config, strengths, grids), COLUMNS)
-    for suffix, remark, config, strengths, grids in (
-        ("", "", CONFIG, Strengths(), {}),
-        ("-grid", ", with the paper's grids", CONFIG, Strengths(), GRIDS),
-        ("-tenth", ", strength 0.1", CONFIG, Strengths((0.1, 0.1), (0.1, 0.1), (0.1, 0.1)), {}),
-        ("-small", ", at the size of two CPU cores", SMALL_CONFIG, Strengths(), {}),
+    Sweep(
+        f"table2{kind}{suffix}",
+        f"{TITLE}{title}{remark}",
+        table2_rows(config, strengths, grids),
+        COLUMNS,
+    )
+    for suffix, remark, config in (
+        ("", "", CONFIG),
+        ("-small", ", at the size of two CPU cores", SMALL_CONFIG),
+    )
+    for kind, title, strengths, grids in (
+        ("", "", Strengths(), {}),
+        ("-grid", ", with the paper's grids", Strengths(), GRIDS),
+        ("-tenth", ", strength 0.1", _TENTH, {}),
     )
 )

@@ -11,6 +11,7 @@ import seht_jax as seht
 from experiments.errors import ExperimentError
 from experiments.regularizers.base import InitialNetwork, Regularizer
 from experiments.regularizers.seht import SehtD, SehtH
+from seht_jax.penalty import PROBE_BATCH
 
 CALIBRATION_PROBES = 16
 
@@ -33,6 +34,7 @@ class GaussNewton(Regularizer):
             beginning, the penalty slows down the first, fast part of the training.
         p: As for SEHT-D, for both layers and entries, and rescaled; `None` is SEHT-H.
         num_probes: Random directions per step.
+        probe_batch: See `SehtH`.
     """
 
     name: ClassVar[str] = "gauss-newton"
@@ -41,6 +43,7 @@ class GaussNewton(Regularizer):
     rise: float = 1.0
     p: float | None = None
     num_probes: int = 1
+    probe_batch: int = PROBE_BATCH
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -90,6 +93,7 @@ class GaussNewton(Regularizer):
             "lam": lam,
             "warmup_steps": warmup_steps,
             "num_probes": self.num_probes,
+            "probe_batch": self.probe_batch,
             "curvature": "gauss_newton",
         }
         return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)
