@@ -1,7 +1,8 @@
 """What the training loop of the experiments adds to the bare step.
 
 The bare step is the jitted value and gradient with the same optimizer, on one batch that was loaded
-and normalised before. The loop loads, crops and flips its batches, and keeps a log.
+and normalised before. The loop loads, crops and flips its batches, and hands its metrics out every
+few steps. Log files and checkpoints, once in many steps, are not in it.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ The command line is made from these classes; the docstrings of the fields are it
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -38,6 +39,15 @@ class DataConfig:
     """Training images held out for validation (digits have a fixed split with 200)."""
     augmentation: Literal["none", "flip", "crop-flip"] = "none"
     """flip: a random mirror image. crop-flip: a random crop out of 4 pixels' padding as well."""
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        if self.validation_size < 0:
+            raise ValueError(f"validation_size must be at least 0, not {self.validation_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +98,20 @@ class OptimizerConfig:
     """L2 decay, added to the gradient of every parameter."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient, the penalty's part included; 0 is no bound."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If one is out of its range.
+        """
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be finite and above 0, not {self.learning_rate}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,12 +62,12 @@ def log(step_time):
 def write_run(directory, accuracies, step_time):
     directory.mkdir(parents=True)
     write_json(directory / "environment.json", {"jax": "0.10.2", "device": "cpu", "host": "desk"})
+    lines = [json.dumps(row) + "\n" for row in log(step_time)]
     if accuracies is None:
+        (directory / "metrics.jsonl").write_text("".join(lines[:-1]))
         write_json(directory / "diverged.json", {"message": "The run diverged at step 7."})
         return
-    (directory / "metrics.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in log(step_time))
-    )
+    (directory / "metrics.jsonl").write_text("".join(lines))
     validation, test = accuracies
     result = {"validation_accuracy": validation, "test_accuracy": test, "test_loss": 1 - test}
     write_result(directory, result)

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 
 from experiments.data.dataset import Dataset, make_dataset, stratified_holdout
-from experiments.errors import MissingDataError
+from experiments.errors import MissingDataError, SettingError
 
 CifarName: TypeAlias = Literal["cifar10", "cifar100"]
 
@@ -41,9 +41,15 @@ def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> 
     Raises:
         MissingDataError: If the data are not there, not whole, not in the array_record format, or
             another data set.
+        SettingError: If nothing is left to train on.
     """
     builder = open_prepared(name, _find_version(name, data_dir or DEFAULT_DATA_DIR))
     images, labels = _read(builder, "train")
+    if validation_size >= len(labels):
+        raise SettingError(
+            f"validation_size {validation_size} leaves none of the {len(labels)} training images "
+            f"of {name}; take a smaller one"
+        )
     train, validation = stratified_holdout(labels, validation_size, _SPLIT_SEED)
     return make_dataset(
         train=(images[train], labels[train]),

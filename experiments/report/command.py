@@ -75,7 +75,8 @@ def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Pictu
     drawn = (
         (
             "convergence",
-            "Convergence: means over the seeds, bands of one standard error.",
+            "Convergence: means over the seeds, bands of one standard error."
+            + _not_drawn(sweep, summaries),
             [draw_convergence(sweep, summaries, theme) for theme in (LIGHT, DARK)],
         ),
         (
@@ -89,6 +90,17 @@ def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Pictu
         for name, caption, (light, dark) in drawn
         if light is not None and dark is not None
     ]
+
+
+def _not_drawn(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> str:
+    """Name the rows of which all runs diverged: they have no curve, and must not be missed."""
+    labels = [
+        summary.row.label
+        for summary in summaries
+        if summary.row.label in sweep.convergence
+        if summary.chosen is not None and not summary.chosen.finished
+    ]
+    return f" Without a curve, since every run diverged: {', '.join(labels)}." if labels else ""
 
 
 def _made_with(sweep: SweepRecord) -> list[str]:

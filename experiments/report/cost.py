@@ -2,12 +2,11 @@
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.report.read import PointRecord
 from experiments.report.summary import Estimate, RowSummary, estimate
-from experiments.training.logging import read_log
+from experiments.training.logging import LOG, read_log
 
 
 class StepTime(NamedTuple):
@@ -47,7 +46,7 @@ def costs(summaries: Sequence[RowSummary], baseline: str) -> list[RowCost]:
         baseline: Label of the row that the others are compared with.
 
     Returns:
-        One cost for each row with a finished run.
+        One cost for each row with a run that is at its end and has a log.
     """
     times = {
         summary.row.label: step_times(summary.chosen)
@@ -59,19 +58,20 @@ def costs(summaries: Sequence[RowSummary], baseline: str) -> list[RowCost]:
 
 
 def step_times(point: PointRecord) -> dict[int, StepTime]:
-    """Read the step times of a point's finished runs.
+    """Read the step times of a point's runs that are at their end.
 
     Args:
         point: The point.
 
     Returns:
-        The step times, by seed.
+        The step times, by seed; those of a run that diverged are of its steps up to there, if it
+        logged any.
     """
-    return {run.seed: _step_time(run.directory) for run in point.finished}
+    logs = {run.seed: read_log(run.directory / LOG) for run in point.ended}
+    return {seed: _step_time(rows) for seed, rows in logs.items() if rows}
 
 
-def _step_time(directory: Path) -> StepTime:
-    rows = read_log(directory / "metrics.jsonl")
+def _step_time(rows: Sequence[dict[str, float]]) -> StepTime:
     seconds = sum(row["seconds"] for row in rows)
     return StepTime(seconds / rows[-1]["step"], statistics.median(row["step_time"] for row in rows))
 
@@ -79,7 +79,7 @@ def _step_time(directory: Path) -> StepTime:
 def _cost(label: str, runs: dict[int, StepTime], plain: dict[int, StepTime]) -> RowCost:
     seconds = estimate([time.mean for time in runs.values()])
     if seconds is None:
-        raise ValueError(f"row {label!r} has no finished run")
+        raise ValueError(f"row {label!r} has no step times")
     common = sorted(runs.keys() & plain.keys())
     return RowCost(
         label,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.training.logging import read_log
+from experiments.training.logging import LOG, read_log
 
 
 class Curves(NamedTuple):
@@ -32,7 +32,7 @@ def read_curves(directory: Path) -> Curves:
     Returns:
         The curves; the accuracies are nan where there are no validation data.
     """
-    rows = read_log(directory / "metrics.jsonl")
+    rows = read_log(directory / LOG)
     steps = np.diff([0, *(row["step"] for row in rows)])
     # A line stands for the steps since the one before, and a line ends with every epoch.
     epoch_of_line = np.ceil([row["epoch"] for row in rows]).astype(int)

@@ -8,6 +8,7 @@ from experiments.errors import ExperimentError
 from experiments.sweep.definition import Column, Reported
 from experiments.sweep.outcome import Outcome, read_environment, read_outcome
 from experiments.sweep.plan import PLAN
+from experiments.training.run_directory import read_settings
 
 
 class RunRecord(NamedTuple):
@@ -55,6 +56,11 @@ class PointRecord(NamedTuple):
         return [run for run in self.runs if run.result is not None]
 
     @property
+    def ended(self) -> list[RunRecord]:
+        """The runs that came to the last epoch or diverged."""
+        return [run for run in self.runs if run.outcome is not None]
+
+    @property
     def num_diverged(self) -> int:
         """How many runs diverged."""
         return sum(run.diverged for run in self.runs)
@@ -62,7 +68,7 @@ class PointRecord(NamedTuple):
     @property
     def num_ended(self) -> int:
         """How many runs came to the last epoch or diverged."""
-        return len(self.finished) + self.num_diverged
+        return len(self.ended)
 
 
 class RowRecord(NamedTuple):
@@ -132,7 +138,8 @@ def read_sweep(directory: Path) -> SweepRecord:
         The runs.
 
     Raises:
-        ExperimentError: If there is no sweep in the directory.
+        ExperimentError: If there is no sweep in the directory, or runs with the same data settings
+            saw different data.
     """
     path = directory / PLAN
     if not path.exists():
@@ -141,7 +148,7 @@ def read_sweep(directory: Path) -> SweepRecord:
             "`python -m experiments sweep` makes one, runs/sweeps/NAME by default"
         )
     plan = json.loads(path.read_text(encoding="utf-8"))
-    return SweepRecord(
+    sweep = SweepRecord(
         name=plan["name"],
         title=plan["title"],
         num_seeds=plan["seeds"],
@@ -151,6 +158,30 @@ def read_sweep(directory: Path) -> SweepRecord:
         convergence=plan["convergence"],
         rows=[_read_row(directory, row, plan["seeds"]) for row in plan["rows"]],
     )
+    _check_data(sweep)
+    return sweep
+
+
+def _check_data(sweep: SweepRecord) -> None:
+    """Check that runs are of the same data where their settings are.
+
+    Raises:
+        ExperimentError: If two are not: workers had different files in their data directories.
+    """
+    seen: dict[str, tuple[Any, Path]] = {}
+    for run in sweep.runs():
+        settings = read_settings(run.directory) or {}
+        checksum = settings.pop("data.checksum", None)
+        if checksum is None:
+            continue
+        data = json.dumps({k: v for k, v in sorted(settings.items()) if k.startswith("data.")})
+        other, directory = seen.setdefault(data, (checksum, run.directory))
+        if other != checksum:
+            raise ExperimentError(
+                f"{directory} and {run.directory} have the same settings and saw different data, "
+                "so they can not stand in one table. Delete those of the wrong data, and run "
+                "them again with another --study and the right --data-dir."
+            )
 
 
 def _read_row(directory: Path, row: dict[str, Any], num_seeds: int) -> RowRecord:

@@ -142,6 +142,8 @@ def cost_table(
         "logs' lines, which suffer less from a machine that does other things too."
     )
     remarks = [medians]
+    if any(summary.chosen is not None and summary.chosen.num_diverged for summary in summaries):
+        remarks.append("Runs that diverged count with their steps up to there.")
     places = {
         f"{run.environment['device']} on {run.environment['host']}"
         for run in sweep.runs()

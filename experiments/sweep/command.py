@@ -11,7 +11,7 @@ from experiments.errors import ExperimentError
 from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
 from experiments.sweep.definition import with_epochs
-from experiments.sweep.outcome import RunFunction
+from experiments.sweep.outcome import RunFunction, read_outcome
 from experiments.sweep.plan import plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue
 from experiments.sweep.worker import work
@@ -82,11 +82,12 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
     output_dir = config.resolved_output_dir
     with file_lock(output_dir / "sweep.lock"):
         write_plan(sweep, config.seeds, output_dir)
+    runs = plan_runs(sweep, config.seeds, output_dir, config.data_dir)
     queue = RunQueue(
         config.storage or f"sqlite:///{output_dir / 'sweep.db'}",
         config.study or sweep.name,
         sweep,
-        plan_runs(sweep, config.seeds, output_dir, config.data_dir),
+        runs,
     )
     progress = work(queue, sweep.selected_by, run, console)
     console.print(
@@ -95,4 +96,13 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
         highlight=False,
         soft_wrap=True,
     )
+    missing = sum(read_outcome(run.config.resolved_run_dir) is None for run in runs)
+    if missing:
+        console.print(
+            f"[yellow]{missing} of these runs are not in {output_dir}[/]: they were carried out "
+            "with another output directory, or deleted since. Pass that directory, or another "
+            "--study to run them again.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return progress

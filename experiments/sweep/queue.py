@@ -12,6 +12,7 @@ import os
 import platform
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 
 _LARGEST_SEED = 2**31 - 1
+_FAILURE = "failure"
 _SQLITE_TIMEOUT_SECONDS = 100
 
 
@@ -139,6 +141,9 @@ class RunQueue:
     def claim(self) -> Claim | None:
         """Take the first run that waits, those of workers that died included.
 
+        Runs that failed come behind those that did not, so that one that can not be carried out
+        keeps no worker from the others.
+
         Returns:
             The run, or `None` if none waits; some may still be running.
         """
@@ -150,7 +155,14 @@ class RunQueue:
             waiting = self._trials(TrialState.WAITING)
             if not waiting:
                 return None
-            trial = min(waiting, key=lambda trial: self._order[_key(trial)])
+            failures = Counter(
+                _key(trial)
+                for trial in self._trials(TrialState.FAIL)
+                if _FAILURE in trial.user_attrs
+            )
+            trial = min(
+                waiting, key=lambda trial: (failures[_key(trial)], self._order[_key(trial)])
+            )
             trial_id = self._trial_id(trial)
             self._storage.set_trial_user_attr(
                 trial_id, "worker", f"{platform.node()}:{os.getpid()}"
@@ -211,17 +223,28 @@ class RunQueue:
         """
         return self._end(claim, TrialState.PRUNED, {"diverged": message})
 
-    def give_back(self, claim: Claim, reason: str) -> bool:
-        """Let a run wait for the next worker.
+    def give_back(self, claim: Claim) -> bool:
+        """Let a run that was stopped be the next that a worker takes.
 
         Args:
             claim: The run.
-            reason: Why it was not carried out.
 
         Returns:
             Whether the run was still this worker's.
         """
-        return self._end(claim, TrialState.FAIL, {"reason": reason})
+        return self._end(claim, TrialState.FAIL, {})
+
+    def fail(self, claim: Claim, reason: str) -> bool:
+        """Let a run that could not be carried out wait behind the others.
+
+        Args:
+            claim: The run.
+            reason: Why.
+
+        Returns:
+            Whether the run was still this worker's.
+        """
+        return self._end(claim, TrialState.FAIL, {_FAILURE: reason})
 
     def progress(self) -> Progress:
         """Count the runs.

@@ -39,7 +39,7 @@ def work(
 
     Raises:
         ExperimentError: If a run can not be carried out, or its result lacks ``selected_by``. The
-            run waits for the next worker.
+            run waits behind the others.
     """
     with _progress_bar(console) as bar:
         task = bar.add_task("sweep", diverged=0, running=0, left="")
@@ -74,8 +74,11 @@ def _work_on(
         with queue.heartbeat(claim):
             outcome = carry_out(claim.run.config, run, console)
         value = None if outcome.result is None else _value(outcome.result, selected_by)
-    except BaseException as error:
-        queue.give_back(claim, repr(error))
+    except Exception as error:
+        queue.fail(claim, repr(error))
+        raise
+    except BaseException:
+        queue.give_back(claim)
         raise
     if outcome.result is None or value is None:
         message = outcome.divergence or ""

@@ -16,11 +16,13 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+LOG = "metrics.jsonl"
+
 _MISSING = "–"
 
 
 def make_progress(console: Console) -> Progress:
-    """Build the progress bar: steps, loss, trace estimate, step time, time left.
+    """Build the progress bar: steps, loss, trace estimate, step time, throughput, time left.
 
     Args:
         console: Where it is shown.
@@ -30,11 +32,12 @@ def make_progress(console: Console) -> Progress:
     """
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("loss [bold]{task.fields[loss]}"),
         TextColumn("tr(H) [bold]{task.fields[trace]}"),
         TextColumn("{task.fields[step_time]} ms/step"),
+        TextColumn("{task.fields[throughput]} images/s"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=console,
@@ -60,6 +63,7 @@ def add_run(progress: Progress, description: str, num_steps: int, done: int = 0)
         loss=_MISSING,
         trace=_MISSING,
         step_time=_MISSING,
+        throughput=_MISSING,
     )
 
 
@@ -79,6 +83,7 @@ def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) 
         loss=f"{row['loss']:.4f}",
         trace=_MISSING if trace is None else f"{trace:.3g}",
         step_time=f"{1e3 * row['step_time']:.1f}",
+        throughput=f"{row['images_per_second']:.0f}",
     )
 
 
@@ -92,7 +97,7 @@ class RunLog:
             directory: The run directory.
             resumed_at: Step of the checkpoint from which the run goes on, 0 for a new run.
         """
-        self._path = directory / "metrics.jsonl"
+        self._path = directory / LOG
         rows = [row for row in read_log(self._path) if row["step"] <= resumed_at]
         # By way of a second file: a kill in between must not cost the log.
         temporary = self._path.with_suffix(".tmp")

@@ -24,7 +24,7 @@ from experiments.models.build import build_model
 from experiments.regularizers import Batch, InitialNetwork, describe_method
 from experiments.tasks.classification import Evaluator, make_loss_fn, make_network
 from experiments.training.checkpoint import Checkpoints
-from experiments.training.logging import RunLog, add_run, make_progress, read_log, show
+from experiments.training.logging import LOG, RunLog, add_run, make_progress, read_log, show
 from experiments.training.run_directory import claim_run_directory, read_result, write_result
 from experiments.training.state import TrainState, init_state, make_optimizer
 from experiments.training.step import TrainStep, epoch_order, make_train_step
@@ -73,7 +73,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             experiment.warm_up(state)
         with RunLog(directory, resumed_at=int(state.step)) as log:
             state = _train_and_log(experiment, state, checkpoints, log, console)
-    result = _summarise(experiment, state, read_log(directory / "metrics.jsonl"))
+    result = _summarise(experiment, state, read_log(directory / LOG))
     write_result(directory, result)
     return result
 
@@ -244,7 +244,7 @@ class Experiment:
 
         Yields:
             The state, and the means of the metrics over the steps since the last stop, with
-            ``seconds`` for these steps and ``step_time``, seconds per step.
+            ``seconds`` for these steps, ``step_time``, seconds per step, and ``images_per_second``.
 
         Raises:
             DivergedError: If a metric of one of these steps is no finite number.
@@ -266,7 +266,12 @@ class Experiment:
                 seconds = time.perf_counter() - start
                 _check_finite(rows, first_step=step - len(rows) + 1)
                 means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-                yield state, means | {"seconds": seconds, "step_time": seconds / len(rows)}
+                times = {
+                    "seconds": seconds,
+                    "step_time": seconds / len(rows),
+                    "images_per_second": self.config.batch_size * len(rows) / seconds,
+                }
+                yield state, means | times
                 pending = []
                 start = time.perf_counter()
 

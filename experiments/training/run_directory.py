@@ -27,8 +27,8 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) 
     """
     settings = to_json(config) | {"data.checksum": _checksum(dataset)}
     path = directory / _CONFIG
-    if path.exists():
-        existing = json.loads(path.read_text(encoding="utf-8"))
+    existing = read_settings(directory)
+    if existing is not None:
         if existing != settings:
             raise ConfigMismatchError(
                 f"{directory} holds a run with another configuration:\n"
@@ -44,6 +44,19 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) 
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+
+
+def read_settings(directory: Path) -> dict[str, Any] | None:
+    """Read the settings of a run.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        What `to_json` made of its configuration, and ``data.checksum``; `None` if it has not begun.
+    """
+    path = directory / _CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

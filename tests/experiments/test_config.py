@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import DataConfig, ModelConfig, TrainConfig, to_json
+from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.regularizers import SehtD, SehtH
 
@@ -32,6 +32,28 @@ def test_a_number_out_of_its_range_is_named(field):
 def test_a_size_that_does_not_fit_the_network_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("learning_rate", value) for value in (0.0, -1.0, float("inf"), float("nan"))),
+        *(("momentum", value) for value in (-0.1, 1.0, float("nan"))),
+        *(
+            (name, value)
+            for name in ("weight_decay", "clip_norm")
+            for value in (-1.0, float("inf"))
+        ),
+    ],
+)
+def test_a_number_that_would_spoil_the_optimizer_is_named(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be .*, not {value}"):
+        OptimizerConfig(**{field: value})
+
+
+def test_no_fewer_than_no_images_are_held_out():
+    with pytest.raises(ValueError, match="validation_size must be at least 0, not -5"):
+        DataConfig(validation_size=-5)
 
 
 def test_a_method_is_named_once():

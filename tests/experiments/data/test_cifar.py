@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.config import DataConfig
 from experiments.data.cifar import load_cifar
 from experiments.data.load import load_dataset
-from experiments.errors import MissingDataError
+from experiments.errors import MissingDataError, SettingError
 
 CLASSES = {"cifar10": 10, "cifar100": 100}
 SIZES = {"train": 200, "test": 100}
@@ -115,6 +115,11 @@ def test_validation_has_equal_shares_of_the_classes(name, dataset):
     classes = CLASSES[name]
     shares = np.bincount(dataset.validation.labels, minlength=classes)
     assert np.array_equal(shares, np.full(classes, 100 // classes))
+
+
+def test_some_images_must_be_left_to_train_on(name, data_dir):
+    with pytest.raises(SettingError, match="validation_size 200 leaves none of the 200 training"):
+        load_cifar(name, data_dir, validation_size=200)
 
 
 def test_the_newest_version_is_read(name, copied):

@@ -56,6 +56,11 @@ def test_the_page_says_what_the_tables_say(report):
     assert "jax 0.10.2, device cpu, host desk: 18 runs" in page.text
 
 
+def test_a_row_without_a_finished_run_is_named_under_the_figure(report):
+    text = (report / "report.md").read_text()
+    assert "Without a curve, since every run diverged: SEHT-D 5, p." in text
+
+
 def test_the_page_stands_alone_in_light_and_dark(report):
     text = (report / "report.html").read_text()
     page = Page(text)

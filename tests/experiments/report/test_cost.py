@@ -14,8 +14,20 @@ def test_ratios_are_taken_seed_by_seed(finished):
     ratios = [3 / 2, 4 / 3, 5 / 4]
     assert rows["SEHT-D 1"].ratio.mean == pytest.approx(sum(ratios) / 3)
     assert rows["SEHT-D 1"].median_ratio == pytest.approx(rows["SEHT-D 1"].ratio)
-    assert rows["SEHT-D 5"].ratio.mean == pytest.approx((3 / 2 + 5 / 4) / 2)
-    assert "SEHT-D 5, p" not in rows
+
+
+def test_runs_that_diverged_count_with_the_steps_that_they_took(finished):
+    rows = {row.label: row for row in costs(summarise(read_sweep(finished)), "Plain")}
+    for label in ("SEHT-D 5", "SEHT-D 5, p"):
+        assert rows[label].ratio.n == 3
+        assert rows[label].ratio.mean == pytest.approx((3 / 2 + 4 / 3 + 5 / 4) / 3)
+
+
+def test_a_run_that_diverged_before_its_first_line_has_no_time(finished):
+    for path in finished.glob("runs/seht-d-5-p/*/metrics.jsonl"):
+        path.unlink()
+    labels = [row.label for row in costs(summarise(read_sweep(finished)), "Plain")]
+    assert labels == ["Plain", "SEHT-D 1", "SEHT-D 5"]
 
 
 def test_the_mean_weighs_the_logs_lines_by_their_steps_and_the_median_does_not(finished):
@@ -32,5 +44,5 @@ def test_the_mean_weighs_the_logs_lines_by_their_steps_and_the_median_does_not(f
 
 
 def test_without_the_baseline_there_are_times_and_no_ratios(finished):
-    rows = costs(summarise(read_sweep(finished)), "SEHT-D 5, p")
-    assert [row.ratio for row in rows] == [None] * 3
+    rows = costs(summarise(read_sweep(finished)), "MM + FRL")
+    assert [row.ratio for row in rows] == [None] * 4

@@ -7,6 +7,7 @@ import pytest
 from experiments.errors import ExperimentError
 from experiments.report.read import read_sweep
 from experiments.report.summary import Estimate, estimate, summarise
+from experiments.training.run_directory import write_json
 
 
 def by_label(directory):
@@ -55,6 +56,21 @@ def test_runs_that_are_not_at_their_end_are_missed(finished):
     rows = by_label(finished)
     assert rows["Plain"].metrics["test_accuracy"] == pytest.approx((0.8, 0.1, 2))
     assert (rows["SEHT-D 1"].row.num_ended, rows["SEHT-D 1"].row.num_runs) == (8, 9)
+
+
+def test_runs_of_different_data_stand_in_no_table(finished):
+    for seed, checksum in enumerate([1, 1, 2]):
+        settings = {"data.dataset": "cifar10", "epochs": seed, "data.checksum": checksum}
+        write_json(finished / f"runs/plain/seed{seed}" / "config.json", settings)
+    with pytest.raises(ExperimentError, match=r"seed0 and .*seed2 have the same settings and saw"):
+        read_sweep(finished)
+
+
+def test_runs_of_different_data_settings_do(finished):
+    for seed in range(3):
+        settings = {"data.validation_size": seed, "data.checksum": seed}
+        write_json(finished / f"runs/plain/seed{seed}" / "config.json", settings)
+    assert read_sweep(finished).num_ended == 18
 
 
 def test_without_any_run_there_is_nothing_to_choose(finished):

@@ -91,6 +91,15 @@ def test_the_length_of_the_runs_can_be_changed_but_not_in_a_directory_that_has_s
         run_sweep(dataclasses.replace(config, epochs=None), console, run)
 
 
+def test_results_that_are_elsewhere_are_missed(tiny_sweep, tmp_path, console):
+    storage = f"sqlite:///{tmp_path / 'sweep.db'}"
+    for place in ("first", "second"):
+        config = SweepConfig("tiny", seeds=1, storage=storage, output_dir=tmp_path / place)
+        run_sweep(config, console, fake_run)
+        missing = "2 of these runs are not in" in console.file.getvalue()
+        assert missing == (place == "second")
+
+
 def test_the_command_line_runs_it(tiny_sweep, monkeypatch):
     configs = []
     monkeypatch.setattr(command_line, "run_sweep", lambda config, console: configs.append(config))

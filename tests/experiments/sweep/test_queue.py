@@ -101,8 +101,17 @@ def test_a_run_is_claimed_once_seed_by_seed_in_the_order_of_the_rows(storage, tm
 def test_a_run_that_is_given_back_is_the_next(open_queue):
     queue = open_queue()
     claim, other = queue.claim(), queue.claim()
-    assert queue.give_back(claim, "stopped")
+    assert queue.give_back(claim)
     assert queue.claim().run == claim.run != other.run
+
+
+def test_a_run_that_failed_comes_behind_the_others(open_queue):
+    queue = open_queue()
+    failed = queue.claim()
+    assert queue.fail(failed, "OutOfMemory()")
+    others = [queue.claim().run for _ in range(NUM_RUNS - 1)]
+    assert failed.run not in others
+    assert queue.claim().run == failed.run
 
 
 def test_what_is_done_is_recorded_and_not_run_again(open_queue, trials):
@@ -135,7 +144,7 @@ def test_the_time_left_is_that_of_runs_of_the_same_row(open_queue):
 def test_a_worker_learns_that_its_run_was_given_to_another(open_queue):
     queue = open_queue()
     claim = queue.claim()
-    queue.give_back(claim, "silent for too long")
+    queue.give_back(claim)
     assert not queue.complete(claim, {"validation_accuracy": 0.5}, 0.5)
 
 

@@ -74,7 +74,7 @@ def test_a_worker_waits_for_the_runs_of_others(open_queue, console, tmp_path):
     def run(config, console):
         result = fake_run(config, console)
         if len(begun(tmp_path)) == NUM_RUNS - 1:  # the last but the other's, which now stops
-            other.give_back(claim, "stopped")
+            other.give_back(claim)
         return result
 
     assert work(queue, SWEEP.selected_by, run, console, poll_seconds=0.01).finished == NUM_RUNS

@@ -14,7 +14,7 @@ from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import build_experiment, train
 
-TIMES = {"seconds", "step_time"}
+TIMES = {"seconds", "step_time", "images_per_second"}
 
 
 def last_state(config, dataset):

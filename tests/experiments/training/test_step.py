@@ -14,7 +14,7 @@ from experiments.config import OptimizerConfig
 from experiments.errors import SettingError
 from experiments.regularizers import Regularizer, SehtD, SehtH
 from experiments.training.loop import build_experiment
-from experiments.training.state import make_optimizer
+from experiments.training.state import make_optimizer, make_schedule
 from experiments.training.step import epoch_order
 
 
@@ -139,3 +139,58 @@ def test_clipping_is_optional(clip_norm, expected):
 def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
     with pytest.raises(SettingError, match="batch_size 100 is larger than the 40 training images"):
         build_experiment(plain, tiny_digits)
+
+
+def test_weight_decay_is_added_to_the_clipped_gradient_before_the_momentum():
+    config = OptimizerConfig(learning_rate=1.0, momentum=0.5, weight_decay=0.1, clip_norm=1.0)
+    tx = make_optimizer(config, num_steps=10**9)  # so long that the learning rate stays
+    params, gradients = {"w": jnp.asarray(2.0)}, {"w": jnp.asarray(1000.0)}
+    state = tx.init(params)
+    first, state = tx.update(gradients, state, params)
+    second, _ = tx.update(gradients, state, params)
+    slope = 1 + 0.1 * 2
+    assert float(first["w"]) == pytest.approx(-slope)
+    assert float(second["w"]) == pytest.approx(-(slope + 0.5 * slope))
+
+
+def test_steps_divide_the_learning_rate_by_five_after_60_120_and_160_of_200_epochs():
+    schedule = make_schedule(OptimizerConfig(learning_rate=0.1, schedule="steps"), num_steps=200)
+    rates = [float(schedule(step)) for step in (0, 59, 61, 119, 121, 159, 161, 199)]
+    expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+    assert rates == pytest.approx(expected)
+
+
+def test_cosine_falls_from_the_learning_rate_to_zero():
+    schedule = make_schedule(OptimizerConfig(learning_rate=0.1), num_steps=200)
+    assert [float(schedule(step)) for step in (0, 100, 200)] == pytest.approx([0.1, 0.05, 0.0])
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "crop-flip"])
+def test_a_step_augments_its_images_before_it_normalises_them(plain, tiny_digits, augmentation):
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Looking(Regularizer):
+        def augment(self, _key, batch):
+            jax.debug.callback(seen.append, batch.images)
+            return batch
+
+    data = dataclasses.replace(plain.data, augmentation=augmentation)
+    experiment, state, order = start(
+        plain, tiny_digits, method=(Looking(),), data=data, batch_size=20
+    )
+    jax.block_until_ready(experiment.train_step(state, tiny_digits.train, order))
+    jax.effects_barrier()
+    scale = np.asarray(tiny_digits.standard_deviation)
+    pixels = np.round(np.asarray(seen[-1]) * scale + np.asarray(tiny_digits.mean))
+    originals = np.asarray(tiny_digits.train.images)[np.asarray(order)[:20]].astype(float)
+    same = (pixels == originals).all((1, 2, 3))
+    mirrored = (pixels == originals[:, :, ::-1]).all((1, 2, 3))
+    if augmentation == "flip":
+        assert same.any()
+        assert mirrored.any()
+        assert (same | mirrored).all()
+    else:
+        # Moved images have the black of the padding at two of their sides.
+        assert same.mean() < 0.2
+        assert (pixels == 0).mean() > (originals == 0).mean()
