@@ -33,6 +33,7 @@ SWEEP = Sweep(
         Row("MM + FRL", None, paper={"test_accuracy": Reported(95.33)}),
     ),
     columns=(Column("test_accuracy", "test accuracy, %"), Column("test_loss", "test loss", 1.0)),
+    note="The numbers are made up.",
 )
 
 # By row and point: validation and test accuracy by seed; None is a run that diverged.

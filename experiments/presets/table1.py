@@ -250,10 +250,28 @@ GRIDS = {
 """The values that the paper tried."""
 
 TITLE = "ResNet-18 on CIFAR-10"
+SMALL_SIZE = ", at the size of two CPU cores"
+SMALL_NOTE = "The paper's figures are those of the full size, and no yardstick for these runs."
+
+# More curves could not be told apart.
+_CONVERGENCE = (
+    BASELINE,
+    "Mixup",
+    "SEHT-D (maxIter=1, prob=0.05)",
+    "SEHT-D (maxIter=10, prob=0.05)",
+    "SEHT-H (maxIter=5)",
+    "Gauss-Newton SEHT-H (maxIter=1)",
+    "SAM",
+)
 
 
 def table1_sweeps(
-    config: TrainConfig, suffix: str, remark: str, *, probe_batch: int = PROBE_BATCH
+    config: TrainConfig,
+    suffix: str,
+    remark: str,
+    *,
+    note: str = "",
+    probe_batch: int = PROBE_BATCH,
 ) -> tuple[Sweep, ...]:
     """List the sweeps of one size.
 
@@ -261,6 +279,7 @@ def table1_sweeps(
         config: The plain configuration.
         suffix: What their names end in.
         remark: What their titles end in.
+        note: A remark for the reports.
         probe_batch: How many probes of SEHT-D are propagated at once.
 
     Returns:
@@ -277,21 +296,28 @@ def table1_sweeps(
             f"table1{suffix}",
             f"{TITLE} (Table 1){remark}",
             table1_rows(config, {}, probe_batch=probe_batch),
+            convergence=_CONVERGENCE,
+            note=note,
         ),
         Sweep(
             f"table1-grid{suffix}",
             f"{TITLE} (Table 1), with the paper's grids{remark}",
             table1_rows(config, GRIDS, probe_batch=probe_batch),
+            convergence=_CONVERGENCE,
+            note=note,
         ),
         Sweep(
             f"figure1{suffix}",
             f"{TITLE}: convergence, and accuracy by maxIter and prob (Figure 1){remark}",
             figure1,
+            note=note,
         ),
         Sweep(
             f"cost{suffix}",
             f"{TITLE}: the cost of a step (section 4.1.1){remark}",
             table1_rows(one_epoch, {}, probe_batch=probe_batch),
+            convergence=_CONVERGENCE,
+            note=note,
         ),
     )
 
@@ -322,5 +348,5 @@ def _gauss_newton_rows(config: TrainConfig, *, probe_batch: int) -> tuple[Row, .
 SWEEPS = (
     *table1_sweeps(CONFIG, "", ""),
     # One probe at a time, since ten at once would compile for longer than they train.
-    *table1_sweeps(SMALL_CONFIG, "-small", ", at the size of two CPU cores", probe_batch=1),
+    *table1_sweeps(SMALL_CONFIG, "-small", SMALL_SIZE, note=SMALL_NOTE, probe_batch=1),
 )

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.presets.table1 import table_row
+from experiments.presets.table1 import SMALL_NOTE, SMALL_SIZE, table_row
 from experiments.regularizers import (
     ConfidencePenalty,
     Cutout,
@@ -171,10 +171,11 @@ SWEEPS = tuple(
         f"{TITLE}{title}{remark}",
         table2_rows(config, strengths, grids),
         COLUMNS,
+        note=note,
     )
-    for suffix, remark, config in (
-        ("", "", CONFIG),
-        ("-small", ", at the size of two CPU cores", SMALL_CONFIG),
+    for suffix, remark, note, config in (
+        ("", "", "", CONFIG),
+        ("-small", SMALL_SIZE, SMALL_NOTE, SMALL_CONFIG),
     )
     for kind, title, strengths, grids in (
         ("", "", Strengths(), {}),

@@ -107,6 +107,7 @@ class SweepRecord(NamedTuple):
     selected_by: str
     baseline: str
     convergence: list[str]
+    note: str
     rows: list[RowRecord]
 
     @property
@@ -156,6 +157,7 @@ def read_sweep(directory: Path) -> SweepRecord:
         selected_by=plan["selected_by"],
         baseline=plan["baseline"],
         convergence=plan["convergence"],
+        note=plan["note"],
         rows=[_read_row(directory, row, plan["seeds"]) for row in plan["rows"]],
     )
     _check_data(sweep)

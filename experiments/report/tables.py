@@ -230,5 +230,7 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
             f"Incomplete: {sweep.num_ended} of {sweep.num_runs} runs are at their end. Means and "
             "choices are those of the runs that are, and may change.",
         )
+    if sweep.note:
+        remarks.append(sweep.note)
     remarks += [f"{each.row.label}: {each.row.note}" for each in summaries if each.row.note]
     return remarks

@@ -130,6 +130,7 @@ class Sweep:
         baseline: Label of the row whose step the others' time is compared with; by default the
             first that is run.
         convergence: Labels of the rows in the figure of convergence; by default all.
+        note: A remark that the report prints below the table.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Sweep:
     selected_by: str = "validation_accuracy"
     baseline: str = ""
     convergence: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Check that rows can be told apart, and that labels are those of rows.

@@ -148,6 +148,7 @@ def _to_json(sweep: Sweep, num_seeds: int) -> dict[str, Any]:
         "selected_by": sweep.selected_by,
         "baseline": sweep.baseline or run[0],
         "convergence": list(sweep.convergence or run),
+        "note": sweep.note,
         "rows": [
             {
                 "label": row.label,

@@ -52,6 +52,7 @@ def test_the_page_says_what_the_tables_say(report):
     assert page.open == []
     for text in ("Known <numbers>", "80.00 ± 5.77", "94.00 ± 0.24", "1 of 3 diverged", "95.33"):
         assert text in page.text
+    assert "The numbers are made up." in page.text
     assert "SEHT-D 5: a remark" in page.text
     assert "jax 0.10.2, device cpu, host desk: 18 runs" in page.text
 
