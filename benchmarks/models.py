@@ -18,6 +18,7 @@ from experiments.models.resnet import ResNet
 from experiments.models.rnn_lm import LanguageModel
 from experiments.models.transformer import Transformer
 from experiments.models.wide_resnet import wide_resnet
+from seht_jax.probes import LayerFunction
 
 Size: TypeAlias = Mapping[str, int]
 
@@ -90,6 +91,7 @@ class BenchmarkModel:
             statistics, or `None` for a network without BatchNorm.
         params: The params.
         batch: The inputs and the labels.
+        layers: What a layer is; the same as in the PyTorch form.
     """
 
     name: str
@@ -97,6 +99,7 @@ class BenchmarkModel:
     loss_fn: Callable[..., tuple[jax.Array, Any]]
     params: Any
     batch: tuple[jax.Array, ...]
+    layers: LayerFunction = seht.module_layer
 
     @property
     def num_params(self) -> int:
@@ -164,7 +167,9 @@ def _recurrent(name: str, size: Size) -> BenchmarkModel:
         hidden_size=size["hidden_size"],
         num_layers=size["num_layers"],
     )
-    return _without_state(name, size, network, _tokens(size), logits_of=lambda outputs: outputs[0])
+    model = _without_state(name, size, network, _tokens(size), logits_of=lambda outputs: outputs[0])
+    # A cell is one layer, not eight dense ones.
+    return dataclasses.replace(model, layers=lambda path: path[0])
 
 
 def _transformer(name: str, size: Size) -> BenchmarkModel:

@@ -1,7 +1,6 @@
 """The same steps in PyTorch, as its users write them: `create_graph=True` and a second gradient.
 
-The networks are those of `experiments/models`. A layer is a module, as in `seht_jax`; an LSTM layer
-is one module in PyTorch and eight in Flax, so that the numbers of layers differ there.
+The networks are those of `experiments/models`, with the same layers: modules.
 
 PyTorch's threads wait actively for one another: time it on a machine that does nothing else.
 """
@@ -62,9 +61,7 @@ def prepare(name: str, size: Size, p: float | None, num_probes: int, lam: float)
 
         return Program(run, strata=(Stratum(1.0, (0,)),))
 
-    layers = [
-        own for module in network.modules() if (own := list(module.parameters(recurse=False)))
-    ]
+    layers = layers_of(network)
 
     def run_sparse(seed: int) -> None:
         drawn = draw_layers(seed, len(layers), p)
@@ -75,6 +72,18 @@ def prepare(name: str, size: Size, p: float | None, num_probes: int, lam: float)
         _penalised_gradients(loss, params, probed, p, num_probes, lam)
 
     return Program(run_sparse, strata(len(layers), p))
+
+
+def layers_of(network: nn.Module) -> Layers:
+    """List the layers of a network: the modules that have parameters of their own.
+
+    Args:
+        network: The network.
+
+    Returns:
+        The parameters of each.
+    """
+    return [own for module in network.modules() if (own := list(module.parameters(recurse=False)))]
 
 
 def draw_layers(seed: int, num_layers: int, p: float) -> list[bool]:

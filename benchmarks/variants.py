@@ -72,7 +72,8 @@ def step_time_rows(
 
     def sparse(p: float, probes: int, curvature: Curvature = "hessian") -> Row:
         def prepare() -> Program:
-            draws = strata(model.params, p, branch_layers(model, p))
+            names = seht.layer_names(model.params, model.layers)
+            draws = strata(names, p, branch_layers(model, p))
             return compile_step(penalised_step(model, p, probes, curvature), model, draws)
 
         return Row(sparse_name(p, probes, curvature), prepare)
@@ -106,7 +107,7 @@ def branch_layers(model: BenchmarkModel, p: float) -> LayerGroups:
     Returns:
         Names of layers, by branch.
     """
-    penalty = make_penalty(p, curvature="hessian", layers=seht.module_layer)
+    penalty = make_penalty(p, curvature="hessian", layers=model.layers)
     loss, _ = close_loss(model.loss_fn, model.params, model.batch, {}, has_aux=True)
     table = layer_table(model.params, penalty.layers)
     suffixes = network_suffixes(penalty, table, loss)
@@ -191,6 +192,7 @@ def penalised_step(
             num_probes=num_probes,
             has_aux=True,
             curvature=curvature,
+            layers=model.layers,
         )
         return jax.value_and_grad(penalised, has_aux=True)(params, *batch)
 
@@ -289,11 +291,11 @@ def matfree_step(model: BenchmarkModel) -> Step:
 # --------------------------------------------------------------------------------------- the draws
 
 
-def strata(params: Any, p: float, boundaries: LayerGroups) -> tuple[Stratum, ...]:
+def strata(names: Sequence[str], p: float, boundaries: LayerGroups) -> tuple[Stratum, ...]:
     """Divide SEHT-D's draws of layers into strata: nothing drawn, and one for each branch.
 
     Args:
-        params: The params.
+        names: The layers, in the order in which they are drawn.
         p: The probability of a layer.
         boundaries: The layers of each branch of the library's switch: the branch that runs is the
             first that has a drawn layer.
@@ -301,7 +303,6 @@ def strata(params: Any, p: float, boundaries: LayerGroups) -> tuple[Stratum, ...
     Returns:
         The strata that have a probability above 0, each with keys of `seht_jax.regularize`.
     """
-    names = seht.layer_names(params)
     found = representative_keys(names, p, boundaries)
     undrawn = 1 - p
     before = 0

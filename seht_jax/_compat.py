@@ -1,7 +1,8 @@
 """The few JAX names that are not stable yet, in one place.
 
 Everything else in the library is written against JAX's public API. When a JAX release moves one of
-these, this file is the only one to change.
+these, this file is the only one to change. (`taylor`, `dataflow` and `cost` read the params of some
+primitives by name, which JAX does not promise to keep either.)
 """
 
 from collections.abc import Hashable, Sequence
@@ -11,6 +12,7 @@ import jax
 from jax._src.core import NamedAxisEffect  # no public name in jax 0.10 or 0.11
 from jax._src.state.types import AbstractRef  # no public name in jax 0.10 or 0.11
 from jax.core import AbstractValue
+from jax.custom_derivatives import SymbolicZero
 from jax.extend import core, source_info_util
 
 
@@ -43,6 +45,18 @@ def varying_axes(value: Any) -> frozenset[str]:
     aval = value if isinstance(value, AbstractValue) else jax.typeof(value)
     manual_axis_type = getattr(aval, "manual_axis_type", None)
     return frozenset() if manual_axis_type is None else frozenset(manual_axis_type.varying)
+
+
+def symbolic_zero(primal: Any) -> SymbolicZero:
+    """Return the tangent of a value that has no derivative, such as an integer.
+
+    Args:
+        primal: The value.
+
+    Returns:
+        A zero that takes no memory.
+    """
+    return SymbolicZero(jax.typeof(primal).to_tangent_aval())
 
 
 def has_reference(equation: core.JaxprEqn) -> bool:

@@ -82,8 +82,9 @@ def _flow_through(
             return flow(bodies[0], inputs, visit, repetitions * params["length"])
         case primitives.while_p:
             inputs = inputs[params["cond_nconsts"] :]
-            inputs = _settled(bodies[1], inputs, params["body_nconsts"], len(inputs), visit)
-            return flow(bodies[1], inputs, visit, repetitions)
+            body = params["body_jaxpr"].jaxpr
+            inputs = _settled(body, inputs, params["body_nconsts"], len(inputs), visit)
+            return flow(body, inputs, visit, repetitions)
         case primitives.cond_p:
             index, *operands = inputs
             results = [flow(body, operands, visit, repetitions) for body in bodies]

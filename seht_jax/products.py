@@ -97,7 +97,10 @@ def _is_large(equation: core.JaxprEqn) -> bool:
 
 def _has_range(left: Jet, right: Jet) -> bool:
     """Return whether factors are of dtypes in which sums at any scale do not overflow."""
-    return all(jnp.finfo(jet.value.dtype).maxexp >= 128 for jet in (left, right))
+    dtypes = [jet.value.dtype for jet in (left, right)]
+    return all(
+        jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).maxexp >= 128 for dtype in dtypes
+    )
 
 
 def multiply_to_first_order(equation: core.JaxprEqn, left: Jet, right: Jet) -> Product:

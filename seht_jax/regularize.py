@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from seht_jax._compat import as_varying, varying_axes
+from seht_jax._compat import as_varying, symbolic_zero, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.curvature import Curvature, inner_product
 from seht_jax.penalty import (
@@ -370,7 +370,7 @@ def _check_varying(operands: Sequence[Array], chosen: Sequence[int], value: Arra
 def _zero_tangent(primal: Array) -> Any:
     if jnp.issubdtype(primal.dtype, jnp.inexact):
         return jnp.zeros_like(primal)
-    return SymbolicZero(jax.typeof(primal).to_tangent_aval())
+    return symbolic_zero(primal)
 
 
 def _with_tangents(

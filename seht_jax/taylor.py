@@ -3,7 +3,9 @@ r"""Second-order Taylor propagation: a function's second derivative along many d
 Along a direction :math:`\sigma`, every variable x of a computation is a curve
 :math:`x(\varepsilon)`, :math:`\varepsilon` being the size of the step in the inputs. Three arrays
 describe it near 0 (a `Jet`): the value :math:`x_0`, the velocity :math:`x_1 = x'(0)` and the
-acceleration :math:`x_2 = x''(0)`. An operation :math:`y = f(x)` maps them by
+acceleration :math:`x_2 = x''(0)`. (Its other two fields are for special cases: the *tangent* of the
+Gauss-Newton form, below, and the *condition* of a layer that is probed in some steps alone, of
+which `products` makes use.) An operation :math:`y = f(x)` maps the three by
 
 .. math:: y_0 = f(x_0), \qquad y_1 = Df[x_1], \qquad y_2 = D^2f[x_1, x_1] + Df[x_2],
 
@@ -28,8 +30,10 @@ What makes it fast:
 
 The Gauss-Newton form drops what the curvature of the network itself adds: up to its outputs, which
 `seht_jax.outputs` marks, a variable has a first derivative alone, its *tangent*; the mark makes a
-velocity of it. So a step takes (3 + 5 K) / 3 times the products of a plain one. What has a tangent
-and meets what has passed the mark does not count as moving: it is no output.
+velocity of it. So a step takes (3 + 5 K) / 3 times the products of a plain one: for each layer
+three as before, and for each direction two forward, and three backward that pull the tangent's
+cotangent back. Behind the mark, what still has a tangent (weights that reach the loss beside the
+outputs) is taken for a constant.
 
 Every other operation is differentiated by its own JVP rule, so that none is missing, and a
 `custom_jvp` is followed by its rule. What has no forward derivative (a `custom_vjp`) or keeps state
@@ -117,6 +121,7 @@ def propagates(jaxpr: core.Jaxpr) -> bool:
 
 
 def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
+    """Evaluate one equation on jets; the rules by primitive stand further below."""
     moves = any(jet.moves for jet in inputs)
     has_tangent = any(jet.tangent is not None for jet in inputs)
     # What returns no real or complex numbers (a comparison, a print) has nothing to derive.
@@ -129,14 +134,24 @@ def _apply(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
         outputs = _RULES.get(equation.primitive, _differentiated)(equation, moving)
     else:
         outputs = _to_first_order(equation, inputs)
-    inexact = [
+    outputs = [
         jet if is_inexact(variable) else Jet(jet.value)
         for jet, variable in zip(outputs, equation.outvars, strict=True)
     ]
+    condition = _kept_condition(equation, inputs)
+    return outputs if condition is None else [jet._replace(condition=condition) for jet in outputs]
+
+
+def _kept_condition(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> Any:
+    """Return the flag without which the derivatives of the outputs are zero, if one is known.
+
+    A linear operation of one moving operand (a cast, a transposition of a kernel) hands it on: its
+    derivative is a constant too, and zero where the operand's is.
+    """
+    if equation.primitive not in _LINEAR:
+        return None
     sources = [jet for jet in inputs if jet.moves or jet.tangent is not None]
-    if len(sources) == 1 and equation.primitive in _LINEAR:
-        return [jet._replace(condition=sources[0].condition) for jet in inexact]
-    return inexact
+    return sources[0].condition if len(sources) == 1 else None
 
 
 def _to_first_order(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
@@ -182,13 +197,13 @@ def _elementwise(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     def slope_at(value: Array) -> Array:
         return jax.jvp(function, (value,), (ones,))[1]
 
-    slope, bend = jax.jvp(slope_at, (x.value,), (ones,))
-    velocity, bent = None, None
+    slope, curvature = jax.jvp(slope_at, (x.value,), (ones,))
+    velocity, by_velocity = None, None
     if x.velocity is not None:
         velocity = tuple(slope * v for v in x.velocity)
-        bent = bend * add(*(v * v for v in x.velocity))
-    accelerated = None if x.acceleration is None else slope * x.acceleration
-    return [Jet(function(x.value), velocity, add(bent, accelerated))]
+        by_velocity = curvature * add(*(v * v for v in x.velocity))
+    by_acceleration = None if x.acceleration is None else slope * x.acceleration
+    return [Jet(function(x.value), velocity, add(by_velocity, by_acceleration))]
 
 
 def _product(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
@@ -226,17 +241,18 @@ def _quotient(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
         total = add(*terms)
         return None if total is None else total / b.value
 
-    velocity, both = a.velocity, None
+    velocity, by_velocities = a.velocity, None
     if b.velocity is not None:
         velocity = tuple(
             divided(own, -value * v)
             for own, v in zip(a.velocity or [None] * len(b.velocity), b.velocity, strict=True)
         )
-        both = -2 * add(*(y * v for y, v in zip(velocity, b.velocity, strict=True)))
+        by_velocities = -2 * add(*(y * v for y, v in zip(velocity, b.velocity, strict=True)))
     elif velocity is not None:
         velocity = tuple(map(divided, velocity))
-    bend = None if b.acceleration is None else -value * b.acceleration
-    return [Jet(value, velocity, divided(a.acceleration, both, bend))]
+    by_acceleration = None if b.acceleration is None else -value * b.acceleration
+    acceleration = divided(a.acceleration, by_velocities, by_acceleration)
+    return [Jet(value, velocity, acceleration)]
 
 
 def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
@@ -247,22 +263,23 @@ def _differentiated(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
     values = [jet.value for jet in inputs]
     velocities = [jet.velocity for jet in inputs]
 
-    def first(tangents: Sequence[Any], *values: Any) -> list[Any]:
+    def derivative_at(tangents: Sequence[Any], *values: Any) -> list[Any]:
         return _derivative(lambda *x: bind_equation(equation, x), values, tangents)
 
+    def first(tangents: Sequence[Any]) -> list[Any]:
+        return derivative_at(tangents, *values)
+
     def second(tangents: Sequence[Any]) -> list[Any]:
-        return _derivative(functools.partial(first, tangents), values, tangents)
+        return _derivative(functools.partial(derivative_at, tangents), values, tangents)
 
     results = bind_equation(equation, values)
-    slopes, bends = (
-        _along_each(derivative, velocities)
-        for derivative in (lambda tangents: first(tangents, *values), second)
-    )
-    accelerations = first([jet.acceleration for jet in inputs], *values)
+    slopes = _along_each(first, velocities)
+    curvatures = _along_each(second, velocities)
+    accelerations = first([jet.acceleration for jet in inputs])
     return [
-        Jet(result, slope, add(*(bend or ()), acceleration))
-        for result, slope, bend, acceleration in zip(
-            results, slopes, bends, accelerations, strict=True
+        Jet(result, slope, add(*(curvature or ()), acceleration))
+        for result, slope, curvature, acceleration in zip(
+            results, slopes, curvatures, accelerations, strict=True
         )
     ]
 
@@ -308,7 +325,7 @@ def _checkpoint(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 
 def _cond(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
-    index, *operands = _unconditional(inputs)
+    index, *operands = _without_condition(inputs)
     leaves, structure = jax.tree.flatten(operands)
     bodies = [
         functools.partial(propagate, branch.jaxpr, branch.consts)
@@ -333,26 +350,43 @@ def _cond(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
 def _while(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
-    inputs = _unconditional(inputs)
+    inputs = _without_condition(inputs)
     num_condition, num_body = params["cond_nconsts"], params["body_nconsts"]
     condition, body = params["cond_jaxpr"], params["body_jaxpr"]
     condition_consts = [jet.value for jet in inputs[:num_condition]]
     body_consts = list(inputs[num_condition : num_condition + num_body])
 
-    def proceed(carry: list[Jet]) -> Any:
+    def holds(carry: list[Jet]) -> Any:
         values = (jet.value for jet in carry)
         return eval_jaxpr(condition.jaxpr, condition.consts, *condition_consts, *values)[0]
 
     def advance(carry: list[Jet]) -> list[Jet]:
         return propagate(body.jaxpr, body.consts, body_consts + carry)
 
+    def proceed(carry: list[Jet]) -> Any:
+        return jnp.any(holds(carry))
+
+    def step(carry: list[Jet]) -> list[Jet]:
+        following = _with_zeros(advance(carry), carry)
+        going = holds(carry)
+        if not going.ndim:
+            return following
+        # `vmap` leaves one condition for each example, along leading axes of all that is carried.
+        return jax.tree.map(
+            lambda new, old: jnp.where(
+                jnp.expand_dims(going, range(going.ndim, new.ndim)), new, old
+            ),
+            following,
+            carry,
+        )
+
     carry = _carried(advance, list(inputs[num_condition + num_body :]))
-    return lax.while_loop(proceed, lambda jets: _with_zeros(advance(jets), jets), carry)
+    return lax.while_loop(proceed, step, carry)
 
 
 def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
-    inputs = _unconditional(inputs)
+    inputs = _without_condition(inputs)
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = params["jaxpr"]
     if params["length"] == 0:
@@ -395,7 +429,7 @@ def _carried(advance: Callable[[list[Jet]], list[Jet]], carry: list[Jet]) -> lis
         carry = _with_zeros(carry, union)
 
 
-def _unconditional(jets: Sequence[Jet]) -> list[Jet]:
+def _without_condition(jets: Sequence[Jet]) -> list[Jet]:
     """Forget the conditions: a branch in every round of a loop would save less than it costs."""
     return [jet._replace(condition=None) for jet in jets]
 
@@ -447,9 +481,11 @@ def _with_shared_consts(branches: Sequence[core.ClosedJaxpr]) -> tuple[core.Clos
     return tuple(map(shared, starts, branches))
 
 
-# The rule of each operation; all others are `_differentiated`.
+# The rule of each operation. All others are `_differentiated`, and for tangents
+# `_first_differentiated`.
 
 _LINEAR = (
+    lax.split_p,
     primitives.add_jaxvals_p,
     primitives.add_p,
     primitives.all_gather_p,
@@ -569,7 +605,12 @@ def _derivative(
 def _along_each(
     derivative: Callable[[Sequence[Any]], list[Any]], velocities: Sequence[tuple[Any, ...] | None]
 ) -> list[tuple[Any, ...] | None]:
-    """Take a derivative along each direction; `None` for results where its program says zero."""
+    """Take a derivative along each direction, in one trace; `None` for zeros.
+
+    A JVP rule does not say which of its results are zero (a first derivative may be, and second
+    ones often are): it returns zeros that it makes, which are found in its program. Not to find
+    one costs time, and nothing else.
+    """
     directions = [
         [None if velocity is None else velocity[k] for velocity in velocities]
         for k in range(max(len(velocity or ()) for velocity in velocities))
@@ -577,8 +618,8 @@ def _along_each(
     if not directions:
         return [None] * len(derivative([None] * len(velocities)))
     closed, shapes = jax.make_jaxpr(derivative, return_shape=True)(directions[0])
-    numbers = itertools.count()
-    outputs = [None if shape is None else next(numbers) for shape in shapes]
+    places = itertools.count()
+    outputs = [None if shape is None else next(places) for shape in shapes]
     along = [
         eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(direction))
         for direction in directions
@@ -592,6 +633,7 @@ def _along_each(
 
 
 def _is_zero(jaxpr: core.Jaxpr, atom: Any) -> bool:
+    """Return whether a result is zeros that the program makes."""
     if isinstance(atom, core.Literal):
         return not np.any(atom.val)
     return any(

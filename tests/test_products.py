@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import seht_jax as seht
 from seht_jax import products
 from seht_jax.jet import Jet
 from seht_jax.products import multiply
@@ -184,12 +185,29 @@ def test_velocities_of_zero_are_no_trouble(case):
     chex.assert_tree_all_finite(tuple(product))
 
 
-def test_small_products_are_made_by_the_formula(case, monkeypatch):
+@pytest.mark.parametrize(("intensity", "evaluated"), [(0, True), (1e9, False)])
+def test_large_products_are_evaluated_and_small_ones_made_by_the_formula(
+    case, intensity, evaluated, monkeypatch
+):
     _, equation, left, right = case
-    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", 1e9)
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", intensity)
     program = jax.make_jaxpr(lambda: multiply(equation, left, right))()
     names = [equation.primitive.name for equation in program.eqns]
-    assert "custom_jvp_call" not in names
+    assert ("custom_jvp_call" in names) == evaluated
+
+
+def test_a_product_with_integers_is_made_by_the_formula(monkeypatch):
+    monkeypatch.setattr(products, "_WORTHWHILE_INTENSITY", 0)
+    weights = jnp.arange(12, dtype=jnp.int8).reshape(3, 4)
+
+    def loss_fn(x):
+        return jnp.sum(lax.dot(weights, x, preferred_element_type=jnp.float32) ** 2)
+
+    x = jnp.ones((4, 2), jnp.float32)
+    penalised = seht.regularize(loss_fn, jax.random.key(0), None, 0.1, with_estimate=True)
+    gradients, estimate = jax.jit(jax.grad(penalised, has_aux=True))(x)
+    np.testing.assert_allclose(gradients, jax.grad(loss_fn)(x), rtol=1e-6)
+    assert estimate.mean > 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

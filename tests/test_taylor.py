@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 from jax.extend.core import primitives
 from jax.interpreters import ad, mlir
 from jax.sharding import PartitionSpec as P
 
+import seht_jax as seht
 from seht_jax import products
 from seht_jax.jet import Jet
 from seht_jax.taylor import propagate, propagates
@@ -112,6 +114,19 @@ def through_while(x):
         return count + 1, jnp.sin(x) * x
 
     return lax.while_loop(lambda state: state[0] < 3, body, (0, x))[1]
+
+
+def newton(x):
+    """The cube root, by as many rounds as it takes: not the same number for each x."""
+
+    def going(state):
+        return jnp.abs(state**3 - x) > 1e-3
+
+    return lax.while_loop(going, lambda state: state - (state**3 - x) / (3 * state**2), 1.0 + 0 * x)
+
+
+def through_batched_whiles(x):
+    return jax.vmap(newton)(jnp.exp(x)), jax.vmap(jax.vmap(newton))(jnp.exp(2 * matrix(x)))
 
 
 def through_cond(x):
@@ -270,6 +285,8 @@ FUNCTIONS = {
     "dropout": dropout,
     "shard_map": devices,
     "vmap": jax.vmap(lambda a: lax.psum(a**2, "i") * a, axis_name="i"),
+    "split": lambda x: jnp.concatenate([part**2 for part in jnp.split(x * x[0], [2, 3])]),
+    "name": lambda x: checkpoint_name(x**2, "squares") * x,
     "attention": attention,
     "layer_norm": layer_norm,
     "cross_entropy": lambda x: optax.softmax_cross_entropy_with_integer_labels(
@@ -307,13 +324,34 @@ def test_the_gradient_of_the_acceleration_is_the_third_derivative(function):
     )
 
 
-def test_a_while_loop_is_entered():
+# Reverse mode, which the gradient of the acceleration takes, does not go through a while loop.
+@pytest.mark.parametrize(
+    "function",
+    [
+        through_while,
+        lambda x: through_batched_whiles(x)[0],
+        lambda x: through_batched_whiles(x)[1],
+    ],
+    ids=["one", "batched", "batched_twice"],
+)
+def test_a_while_loop_is_entered(function):
     x, directions = example()
     chex.assert_trees_all_close(
-        curvature(through_while, x, directions),
-        expected_curvature(through_while, x, directions),
-        rtol=1e-12,
+        curvature(function, x, directions),
+        expected_curvature(function, x, directions),
+        rtol=1e-10,
     )
+
+
+def test_a_loss_may_hold_a_batched_while_loop_that_is_not_differentiated():
+    def loss_fn(x):
+        return jnp.sum(lax.stop_gradient(through_batched_whiles(x)[0]) * x**3)
+
+    x, _ = example()
+    penalised = seht.regularize(loss_fn, jax.random.key(0), None, 0.1)
+    roots = through_batched_whiles(x)[0]
+    expected = 3 * roots * x**2 + 0.1 * 6 * roots
+    chex.assert_trees_all_close(jax.jit(jax.grad(penalised))(x), expected, rtol=1e-10)
 
 
 # Random programs

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import seht_jax as seht
+from benchmarks.models import QUICK_SIZES, SIZES, build_benchmark_model
 
 torch = pytest.importorskip("torch", reason="needs the extra `bench`")
 from benchmarks import torch_peer  # noqa: E402  # imports PyTorch
@@ -22,6 +23,13 @@ def test_every_stratum_has_its_first_drawn_layer(num_layers, p):
         assert min(firsts) > last
         last = max(firsts)
     assert not any(map(any, (torch_peer.draw_layers(s, num_layers, p) for s in found[0].keys)))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_its_layers_are_as_many_as_ours(name):
+    model = build_benchmark_model(name, QUICK_SIZES[name])
+    network, _ = torch_peer._BUILDERS[name](QUICK_SIZES[name])
+    assert len(torch_peer.layers_of(network)) == len(seht.layer_names(model.params, model.layers))
 
 
 def test_its_penalty_is_differentiated():

@@ -34,7 +34,7 @@ def probed_layers(key, p):
 @pytest.mark.parametrize("p", [0.05, 0.3])
 @pytest.mark.parametrize("boundaries", [[["c"], ["a", "e"], ["b", "d"]], [["a"], list("bcde")]])
 def test_keys_of_a_stratum_lead_into_its_branch(p, boundaries):
-    found = strata(PARAMS, p, boundaries)
+    found = strata(list(PARAMS), p, boundaries)
     draw = jax.jit(lambda key: probed_layers(key, p))
     assert sum(stratum.probability for stratum in found) == pytest.approx(1)
     assert found[0].probability == pytest.approx((1 - p) ** 5)
@@ -53,14 +53,14 @@ def test_keys_of_a_stratum_lead_into_its_branch(p, boundaries):
 
 
 def test_certain_layers_leave_one_stratum():
-    (stratum,) = strata(PARAMS, 1.0, [list(PARAMS)])
+    (stratum,) = strata(list(PARAMS), 1.0, [list(PARAMS)])
     assert stratum.probability == 1
 
 
 @pytest.mark.parametrize("boundaries", [[["a"], ["b"]], [list("abcde"), ["a"]]])
 def test_boundaries_that_are_no_partition_are_refused(boundaries):
     with pytest.raises(ValueError, match=r"each of the layers .* once"):
-        strata(PARAMS, 0.1, boundaries)
+        strata(list(PARAMS), 0.1, boundaries)
 
 
 @pytest.fixture(scope="module")
