@@ -18,7 +18,7 @@ DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED_DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-RISING = (1e-2, 3e-2)
+RISING = (3e-3, 1e-2, 3e-2, 1e-1)
 SHARES = (0.03, 0.1, 0.3, 1.0)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 
