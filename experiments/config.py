@@ -133,7 +133,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial weights, order of images, augmentation and probes."""
     trace_examples: int = 1000
-    """Training images on which tr(H) is measured at the end; 0 is not at all."""
+    """Training images on which tr(H) and tr(G) are measured at the end; 0 is not at all."""
     trace_probes: int = 16
     """Random directions for that measurement."""
     log_every: int = 20

@@ -16,6 +16,7 @@ import seht_jax as seht
 from experiments.data.augment import normalise
 from experiments.data.dataset import Dataset, Split
 from experiments.regularizers import Batch, LossFunction, NetworkFunction, Outputs, Regularizer
+from seht_jax.curvature import Curvature
 
 EVALUATION_BATCH_SIZE = 256
 
@@ -129,18 +130,24 @@ class Evaluator:
             return jnp.sum(per_image, axis=-1, where=jnp.arange(EVALUATION_BATCH_SIZE) < size)
 
         def trace_sample(
-            params: PyTree, batch_stats: PyTree, split: Split, key: PRNGKeyArray
+            curvature: Curvature,
+            params: PyTree,
+            batch_stats: PyTree,
+            split: Split,
+            key: PRNGKeyArray,
         ) -> Float[Array, ""]:
             batch = Batch(
                 normalise(split.images, dataset.mean, dataset.standard_deviation),
                 jax.nn.one_hot(split.labels, dataset.num_classes),
             )
             loss_fn = make_loss_fn(make_network(model, batch_stats, key), (), batch)
-            estimate = seht.hutchinson_trace(loss_fn, key, num_probes=1, has_aux=True)
+            estimate = seht.hutchinson_trace(
+                loss_fn, key, num_probes=1, has_aux=True, curvature=curvature
+            )
             return estimate(params).mean
 
         self._sums = jax.jit(sums)
-        self._trace_sample = jax.jit(trace_sample)
+        self._trace_sample = jax.jit(trace_sample, static_argnums=0)
 
     def evaluate(self, params: PyTree, batch_stats: PyTree, split: Split) -> Evaluation:
         """Compute mean loss and accuracies with the running statistics.
@@ -172,8 +179,9 @@ class Evaluator:
         split: Split,
         key: PRNGKeyArray,
         num_probes: int,
+        curvature: Curvature = "hessian",
     ) -> tuple[float, float]:
-        """Estimate tr(H) of the mean cross-entropy over a split, taken as one batch.
+        """Estimate tr(H), or tr(G), of the mean cross-entropy over a split, taken as one batch.
 
         BatchNorm is in training mode, that is, it uses the statistics of the split itself: the
         loss whose curvature a penalised training step sees, on more images. The method's own loss
@@ -185,12 +193,13 @@ class Evaluator:
             split: Images and labels.
             key: PRNG key of the probes.
             num_probes: Number of Rademacher probes, at least 2.
+            curvature: "hessian" is the Hessian H, "gauss_newton" the Gauss-Newton matrix G.
 
         Returns:
             The estimate and its standard error.
         """
         samples = [
-            float(self._trace_sample(params, batch_stats, split, probe_key))
+            float(self._trace_sample(curvature, params, batch_stats, split, probe_key))
             for probe_key in jax.random.split(key, num_probes)
         ]
         return statistics.fmean(samples), statistics.stdev(samples) / num_probes**0.5

@@ -28,10 +28,12 @@ from experiments.training.logging import LOG, RunLog, add_run, make_progress, re
 from experiments.training.run_directory import claim_run_directory, read_result, write_result
 from experiments.training.state import TrainState, init_state, make_optimizer
 from experiments.training.step import TrainStep, epoch_order, make_train_step
+from seht_jax.curvature import Curvature
 
 Row: TypeAlias = dict[str, float]
 
 _TRACE_SEED = 0
+_TRACES: dict[str, Curvature] = {"trace": "hessian", "gauss_newton_trace": "gauss_newton"}
 
 # As many as the traces of the studies of strengths are measured on.
 INITIAL_EXAMPLES = 256
@@ -45,7 +47,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console: Where progress is shown.
 
     Returns:
-        The result: losses and accuracies at the last epoch, tr(H), steps and seconds.
+        The result: losses and accuracies at the last epoch, tr(H) and tr(G), steps and seconds.
 
     Raises:
         ConfigMismatchError: If the run directory belongs to another configuration.
@@ -341,14 +343,17 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
             result |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
     if config.trace_examples:
         part = Split(*(array[: config.trace_examples] for array in dataset.train))
-        mean, standard_error = evaluator.trace(
-            params, state.batch_stats, part, jax.random.key(_TRACE_SEED), config.trace_probes
-        )
-        result |= {
-            "trace": mean,
-            "trace_standard_error": standard_error,
-            "trace_examples": len(part.labels),
-        }
+        for name, curvature in _TRACES.items():
+            mean, standard_error = evaluator.trace(
+                params,
+                state.batch_stats,
+                part,
+                jax.random.key(_TRACE_SEED),
+                config.trace_probes,
+                curvature,
+            )
+            result |= {name: mean, f"{name}_standard_error": standard_error}
+        result["trace_examples"] = len(part.labels)
     return result
 
 

@@ -32,7 +32,9 @@ def summary_table(result: Mapping[str, Any]) -> Group:
     remarks = f"{result['steps']} steps in {seconds:.0f} s, {step_time:.0f} ms each (median). "
     if "trace" in result:
         remarks += (
-            f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} on "
+            f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} and tr(G) = "
+            f"{result['gauss_newton_trace']:.4g} ± "
+            f"{result['gauss_newton_trace_standard_error']:.2g} on "
             f"{result['trace_examples']} training images as one batch. "
         )
     remarks += "Losses with BatchNorm's running statistics, images not augmented."

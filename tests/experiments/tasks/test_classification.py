@@ -123,13 +123,16 @@ def test_an_empty_split_has_no_mean(tiny_digits):
     assert np.isnan(Evaluator(model, tiny_digits).evaluate(params, stats, empty)).all()
 
 
-def test_trace_is_that_of_the_training_loss(tiny_digits):
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_trace_is_that_of_the_training_loss(tiny_digits, curvature):
     model = Shallow()
     batch, params, stats = prepare(model, tiny_digits)
     split = Split(*(array[:20] for array in tiny_digits.train))
     evaluator = Evaluator(model, tiny_digits)
-    mean, standard_error = evaluator.trace(params, stats, split, jax.random.key(0), 100)
+    key = jax.random.key(0)
+    mean, standard_error = evaluator.trace(params, stats, split, key, 100, curvature)
     loss_fn = make_loss_fn(make_network(model, stats, jax.random.key(0)), (), batch)
-    exact = float(jax.jit(seht.exact_trace(loss_fn, has_aux=True))(params))
+    trace = seht.exact_trace(loss_fn, has_aux=True, curvature=curvature)
+    exact = float(jax.jit(trace)(params))
     assert 0 < standard_error < 0.2 * abs(exact)
     assert abs(mean - exact) < 4 * standard_error

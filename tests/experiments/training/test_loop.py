@@ -80,7 +80,9 @@ def test_log_and_result(plain, console):
     assert list((plain.run_dir / "tensorboard").iterdir())
     assert json.loads((plain.run_dir / "result.json").read_text()) == result
     assert result["validation_loss"] == rows[-1]["validation/loss"]
-    assert {"train_loss", "test_loss", "test_accuracy", "trace"} <= result.keys()
+    assert {"train_loss", "test_loss", "test_accuracy", "trace", "gauss_newton_trace"} <= (
+        result.keys()
+    )
 
 
 def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, console):
