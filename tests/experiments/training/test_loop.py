@@ -1,13 +1,15 @@
 """Whole runs: log, resumption, divergence."""
 
 import dataclasses
+import io
 import json
 
 import chex
 import jax
 import pytest
+from rich.console import Console
 
-from experiments.config import OptimizerConfig
+from experiments.config import ModelConfig, OptimizerConfig, TrainConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
 from experiments.regularizers import Cutout, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
@@ -42,20 +44,36 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(RunLog, "write", interrupted)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A penalised run in one piece: its configuration and result."""
+    config = TrainConfig(
+        name="tiny",
+        model=ModelConfig(width=2),
+        epochs=2,
+        batch_size=100,
+        trace_examples=0,
+        log_every=3,
+        checkpoint_every=4,
+        run_dir=tmp_path_factory.mktemp("whole") / "run",
+        method=(SehtD(lam=1e-4, p=0.5, num_branches=1),),
+    )
+    return config, train(config, Console(file=io.StringIO()))
+
+
 @pytest.mark.parametrize("step", [3, 9, 10])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    tiny_config, tmp_path, digits, console, monkeypatch, step
+    whole, tmp_path, digits, console, monkeypatch, step
 ):
-    config = dataclasses.replace(tiny_config, method=(SehtD(lam=1e-4, p=0.5, num_branches=1),))
-    whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
-    expected = train(whole, console)
+    whole_config, expected = whole
+    config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
     with monkeypatch.context() as patch:
         interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt):
             train(config, console)
     found = train(config, console)
-    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole, digits))
-    assert log_of(config) == log_of(whole)
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
+    assert log_of(config) == log_of(whole_config)
     volatile = {"training_seconds", "median_step_time"}
     assert {name: found[name] for name in found.keys() - volatile} == {
         name: expected[name] for name in expected.keys() - volatile
