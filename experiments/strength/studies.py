@@ -19,7 +19,6 @@ FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED_DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RISING = (3e-3, 1e-2, 3e-2, 1e-1)
-SHARES = (0.03, 0.1, 0.3, 1.0)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 
 
@@ -58,13 +57,6 @@ STUDIES: dict[str, Study] = {
         },
         learning_rates=(1.0,),
         num_seeds=3,
-        num_steps=600,
-    ),
-    "shares": Study(
-        networks=ALL_NETWORKS,
-        strengths={"gauss-newton, share": SHARES},
-        learning_rates=(1.0,),
-        num_seeds=5,
         num_steps=600,
     ),
     "stress": Study(
