@@ -204,7 +204,11 @@ def _table(model: BenchmarkModel, costs: Sequence[LayerCost], plain_seconds: flo
             f"{cost.num_weights:,}",
             f"{cost.num_measured:,}",
             f"{1e3 * cost.seconds_per_weight:.3g}",
-            f"{cost.seconds:,.3g}{mark}",
-            f"{cost.seconds / plain_seconds:,.3g}{mark}",
+            f"{_rounded(cost.seconds)}{mark}",
+            f"{_rounded(cost.seconds / plain_seconds)}{mark}",
         )
     return table
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
