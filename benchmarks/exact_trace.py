@@ -61,19 +61,22 @@ class LayerCost:
         layer: Its name.
         num_weights: How many weights it has.
         num_measured: For how many of them the trace was computed.
-        seconds_per_weight: The time for one weight.
-        seconds: The time for all, extrapolated where not all were measured.
+        measured_seconds: The time that this took.
+        seconds_per_weight: The time for one weight more: there is a part, the network's forward
+            pass for one, that all weights share.
     """
 
     layer: str
     num_weights: int
     num_measured: int
+    measured_seconds: float
     seconds_per_weight: float
 
     @property
     def seconds(self) -> float:
-        """The time for all weights."""
-        return self.num_weights * self.seconds_per_weight
+        """The time for all weights, extrapolated from those that were measured."""
+        others = self.num_weights - self.num_measured
+        return self.measured_seconds + others * self.seconds_per_weight
 
 
 class NoSuchLayerError(ValueError):
@@ -117,19 +120,25 @@ def measure_layer(model: BenchmarkModel, layer: str, max_weights: int) -> LayerC
         names = ", ".join(seht.layer_names(model.params))
         raise NoSuchLayerError(f"there is no layer {layer!r}; the network has {names}")
     weights, unravel = ravel_pytree(own)
+
+    def seconds_for(num_measured: int) -> float:
+        def loss_fn(measured: Float[Array, " weights"], *batch: Array) -> tuple[Array, Any]:
+            moved = unravel(weights.at[:num_measured].set(measured))
+            return model.loss_fn(unflatten_dict(leaves | moved, sep="/"), *batch)
+
+        trace = seht.exact_trace(loss_fn, chunk_size=CHUNK_SIZE, has_aux=True)
+        arguments = (weights[:num_measured], *model.batch)
+        compiled = jax.jit(trace).lower(*arguments).compile()
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        return time.perf_counter() - start
+
     num_measured = min(max_weights or weights.size, weights.size)
-
-    def loss_fn(measured: Float[Array, " weights"], *batch: Array) -> tuple[Array, Any]:
-        moved = unravel(weights.at[:num_measured].set(measured))
-        return model.loss_fn(unflatten_dict(leaves | moved, sep="/"), *batch)
-
-    trace = seht.exact_trace(loss_fn, chunk_size=CHUNK_SIZE, has_aux=True)
-    arguments = (weights[:num_measured], *model.batch)
-    compiled = jax.jit(trace).lower(*arguments).compile()
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*arguments))
-    seconds = time.perf_counter() - start
-    return LayerCost(layer, weights.size, num_measured, seconds / num_measured)
+    seconds = seconds_for(num_measured)
+    if num_measured <= CHUNK_SIZE:
+        return LayerCost(layer, weights.size, num_measured, seconds, seconds / num_measured)
+    slope = (seconds - seconds_for(CHUNK_SIZE)) / (num_measured - CHUNK_SIZE)
+    return LayerCost(layer, weights.size, num_measured, seconds, max(slope, 0.0))
 
 
 def whole_network(model: BenchmarkModel, costs: Sequence[LayerCost]) -> LayerCost:
@@ -142,7 +151,8 @@ def whole_network(model: BenchmarkModel, costs: Sequence[LayerCost]) -> LayerCos
     Returns:
         The cost.
     """
-    return LayerCost(WHOLE, model.num_params, 0, max(cost.seconds_per_weight for cost in costs))
+    dearest = max(cost.seconds_per_weight for cost in costs)
+    return LayerCost(WHOLE, model.num_params, 0, 0.0, dearest)
 
 
 def _run(config: ExactTraceConfig, model: BenchmarkModel, console: Console) -> Path:

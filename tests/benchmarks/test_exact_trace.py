@@ -42,10 +42,11 @@ def test_the_table_says_what_was_extrapolated():
 
 
 def test_the_whole_network_is_at_the_price_of_the_dearest_layer(model):
-    costs = [LayerCost("a", 10, 10, 0.5), LayerCost("b", 20, 4, 0.25)]
+    costs = [LayerCost("a", 10, 10, 7.0, 0.5), LayerCost("b", 20, 4, 3.0, 0.25)]
     whole = whole_network(model, costs)
     assert whole.seconds == 0.5 * model.num_params
-    assert costs[1].seconds == 5
+    # What was measured, and the price of one more for each of the others.
+    assert [cost.seconds for cost in costs] == [7.0, 3.0 + 16 * 0.25]
 
 
 def test_a_layer_that_is_not_there_is_an_error(model):
