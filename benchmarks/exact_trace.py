@@ -20,7 +20,15 @@ from rich.table import Table
 import seht_jax as seht
 from benchmarks.measure import compile_step, with_hasty_compilation
 from benchmarks.models import QUICK_SIZES, SIZES, BenchmarkModel, build_benchmark_model
-from benchmarks.report import describe, environment, make_progress, new_report_path, write_report
+from benchmarks.report import (
+    describe,
+    describe_device,
+    environment,
+    grid_table,
+    make_progress,
+    new_report_path,
+    write_report,
+)
 from benchmarks.variants import ONE_KEY, plain_step
 
 CHUNK_SIZE = 16
@@ -197,27 +205,30 @@ def _plain_seconds(model: BenchmarkModel, progress: Progress) -> float:
 
 
 def _table(model: BenchmarkModel, costs: Sequence[LayerCost], plain_seconds: float) -> Table:
-    device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-    table = Table(
-        title=f"The exact trace: {describe(model)}\n{device}, plain step {plain_seconds:.3g} s",
-        caption="¹ extrapolated from the weights that were measured; for the whole network, from "
-        "the dearest layer.",
-        caption_justify="left",
+    device = f"{describe_device()}, plain step {plain_seconds:.3g} s"
+    table = grid_table(
+        f"The exact trace: {describe(model)}\n{device}",
+        "layer",
+        ("weights", "measured", "ms a weight", "seconds", "plain steps"),
+        [(cost.layer, _cells(cost, plain_seconds)) for cost in costs],
     )
-    table.add_column("layer")
-    for heading in ("weights", "measured", "ms a weight", "seconds", "plain steps"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        mark = " ¹" if cost.num_measured < cost.num_weights else ""
-        table.add_row(
-            cost.layer,
-            f"{cost.num_weights:,}",
-            f"{cost.num_measured:,}",
-            f"{1e3 * cost.seconds_per_weight:.3g}",
-            f"{_rounded(cost.seconds)}{mark}",
-            f"{_rounded(cost.seconds / plain_seconds)}{mark}",
-        )
+    table.caption = (
+        "¹ extrapolated from the weights that were measured; for the whole network, from the "
+        "dearest layer."
+    )
+    table.caption_justify = "left"
     return table
+
+
+def _cells(cost: LayerCost, plain_seconds: float) -> list[str]:
+    mark = " ¹" if cost.num_measured < cost.num_weights else ""
+    return [
+        f"{cost.num_weights:,}",
+        f"{cost.num_measured:,}",
+        f"{1e3 * cost.seconds_per_weight:.3g}",
+        f"{_rounded(cost.seconds)}{mark}",
+        f"{_rounded(cost.seconds / plain_seconds)}{mark}",
+    ]
 
 
 def _rounded(value: float) -> str:

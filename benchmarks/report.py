@@ -117,6 +117,11 @@ def describe(model: BenchmarkModel) -> str:
     return f"{model.name} ({size}; {model.num_params:,} parameters)"
 
 
+def describe_device() -> str:
+    """Describe the device and the version of JAX in a few words, for the title of a table."""
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
 def measurements_table(title: str, measurements: Sequence[Measurement]) -> Table:
     """Lay measurements out, one in a row.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
@@ -23,6 +22,7 @@ from benchmarks.measure import (
 )
 from benchmarks.models import QUICK_SIZES, SIZES, Size, build_benchmark_model
 from benchmarks.report import (
+    describe_device,
     environment,
     grid_table,
     make_progress,
@@ -133,8 +133,9 @@ def _run(config: ScalingConfig, rounds: int, console: Console) -> Path:
                 }
             )
             write_report(path, report)
-        device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
-        console.print(grid_table(f"{grid.title}\n{device}", grid.heading, _COLUMNS, results))
+        console.print(
+            grid_table(f"{grid.title}\n{describe_device()}", grid.heading, _COLUMNS, results)
+        )
     write_report(path, report | {"finished": True})
     console.print(f"All numbers: {path}", highlight=False, soft_wrap=True)
     return path

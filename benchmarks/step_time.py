@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from rich.console import Console
 
 from benchmarks.measure import PLAIN, AnyRow, ComputedRow, measure, with_hasty_compilation
 from benchmarks.models import QUICK_SIZES, SIZES, BenchmarkModel, build_benchmark_model
 from benchmarks.report import (
     describe,
+    describe_device,
     environment,
     make_progress,
     measurements_table,
@@ -132,7 +132,7 @@ def measure_model(
             rows, scope.rounds, progress, lambda rows: write_report(path, report | {"rows": rows})
         )
     write_report(path, report | {"finished": True, "rows": measurements})
-    title = f"{describe(model)}\n{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    title = f"{describe(model)}\n{describe_device()}"
     if scope is QUICK:
         title = f"Test of the benchmark, no result\n{title}"
     console.print(measurements_table(title, measurements))

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from benchmarks.measure import PLAIN, Program, Row, measure, with_hasty_compilation
 from benchmarks.report import (
+    describe_device,
     environment,
     make_progress,
     measurements_table,
@@ -96,7 +97,7 @@ def _run(config: TrainerConfig, console: Console) -> Path:
     )
     title = (
         f"{config.steps} steps of a ResNet-18 of width {config.width}, batch {config.batch_size}\n"
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+        f"{describe_device()}"
     )
     console.print(measurements_table(title, measurements))
     console.print(f"All numbers: {path}", highlight=False, soft_wrap=True)
