@@ -368,10 +368,10 @@ def _while(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 
     def step(carry: list[Jet]) -> list[Jet]:
         following = _with_zeros(advance(carry), carry)
-        going = holds(carry)
-        if not going.ndim:
+        if not condition.out_avals[0].ndim:
             return following
         # `vmap` leaves one condition for each example, along leading axes of all that is carried.
+        going = holds(carry)
         return jax.tree.map(
             lambda new, old: jnp.where(
                 jnp.expand_dims(going, range(going.ndim, new.ndim)), new, old
