@@ -20,7 +20,7 @@ of one layer, which `python -m benchmarks exact_trace` measures.
 
 Each has a twin such as `table1-small`, at a size for two CPU cores: a ResNet-18 of width 16,
 batches of 64, 6 epochs. On 9,000 training images a plain run takes three minutes, the whole table
-at one seed some four hours; `--epochs 2` is a first look at it.
+at one seed some four hours by estimate; `--epochs 2` is a first look at it.
 
 Rows that the paper does not have come last: other forms of the penalty, and its rivals.
 """
@@ -291,34 +291,36 @@ def table1_sweeps(
         *seht_d_rows(config, {}, probe_batch=probe_batch),
         _seht_h_row(config, {}),
     )
-    return (
+    return tuple(
         Sweep(
-            f"table1{suffix}",
-            f"{TITLE} (Table 1){remark}",
-            table1_rows(config, {}, probe_batch=probe_batch),
-            convergence=_CONVERGENCE,
-            note=note,
-        ),
-        Sweep(
-            f"table1-grid{suffix}",
-            f"{TITLE} (Table 1), with the paper's grids{remark}",
-            table1_rows(config, GRIDS, probe_batch=probe_batch),
-            convergence=_CONVERGENCE,
-            note=note,
-        ),
-        Sweep(
-            f"figure1{suffix}",
-            f"{TITLE}: convergence, and accuracy by maxIter and prob (Figure 1){remark}",
-            figure1,
-            note=note,
-        ),
-        Sweep(
-            f"cost{suffix}",
-            f"{TITLE}: the cost of a step (section 4.1.1){remark}",
-            table1_rows(one_epoch, {}, probe_batch=probe_batch),
-            convergence=_CONVERGENCE,
-            note=note,
-        ),
+            f"{name}{suffix}", f"{TITLE}{title}{remark}", rows, convergence=convergence, note=note
+        )
+        for name, title, rows, convergence in (
+            (
+                "table1",
+                " (Table 1)",
+                table1_rows(config, {}, probe_batch=probe_batch),
+                _CONVERGENCE,
+            ),
+            (
+                "table1-grid",
+                " (Table 1), with the paper's grids",
+                table1_rows(config, GRIDS, probe_batch=probe_batch),
+                _CONVERGENCE,
+            ),
+            (
+                "figure1",
+                ": convergence, and accuracy by maxIter and prob (Figure 1)",
+                figure1,
+                (),
+            ),
+            (
+                "cost",
+                ": the cost of a step (section 4.1.1)",
+                table1_rows(one_epoch, {}, probe_batch=probe_batch),
+                _CONVERGENCE,
+            ),
+        )
     )
 
 

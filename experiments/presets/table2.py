@@ -11,8 +11,8 @@ paper's figures, printed beside, are 74.61 % top-1 for the baseline and 79.53 to
 A plain run is one to two days of one GPU by estimate; none was at hand.
 
 Each has a twin, `table2-small` for one: the same at a size for two CPU cores, WRN-10-2 on CIFAR-10,
-batches of 64, 6 epochs. On 9,000 images a plain run takes some two minutes, the table at one seed
-three quarters of an hour.
+batches of 64, 6 epochs. On 9,000 images a plain run takes some two minutes by estimate, the table
+at one seed three quarters of an hour.
 """
 
 import dataclasses
