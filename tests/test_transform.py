@@ -60,6 +60,11 @@ def penalised_gradient(value_fn, params, key, p=None, lam=LAM, **options):
     return jax.jit(jax.grad(seht.regularize(value_fn, key, p, lam, **options)))(params)
 
 
+def two_devices():
+    kinds = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((2,), ("data",), kinds, devices=jax.devices()[:2])
+
+
 def diagonal(params):
     """A diagonal Hessian, so that the estimate does not depend on the signs."""
     return jnp.sum(params["w"] ** 4) + jnp.sum(params["b"] ** 3)
@@ -264,7 +269,7 @@ def test_updates_have_the_dtypes_of_the_gradients(params, dtype, p):
 @pytest.mark.parametrize("p", [None, (0.5, 0.5)])
 def test_on_several_devices_each_penalises_its_shard(params, p):
     """`shard_map` with `check_vma`: both branches must vary alike."""
-    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = two_devices()
     tx = seht.add_hessian_trace(p, 0.1, KEY, every=2)
 
     def step(params, state, x):
@@ -319,7 +324,7 @@ def at_full_share(share):
 
 
 def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params):
-    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = two_devices()
     spec = {"w": jax.sharding.PartitionSpec("data"), "b": jax.sharding.PartitionSpec()}
     sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
@@ -328,7 +333,7 @@ def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params):
 
 
 def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
-    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = two_devices()
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
 
     def step(params, state, x):

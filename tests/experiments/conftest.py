@@ -56,9 +56,9 @@ def console():
     return Console(file=io.StringIO(), width=120)
 
 
-@pytest.fixture
-def tiny_config(tmp_path):
-    """Two epochs of ten steps, which can be interrupted in the middle."""
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """Two epochs of ten steps, which can be interrupted in the middle; the place is missing."""
     return TrainConfig(
         name="tiny",
         model=ModelConfig(width=2),
@@ -68,9 +68,13 @@ def tiny_config(tmp_path):
         trace_probes=2,
         log_every=3,
         checkpoint_every=4,
-        run_dir=tmp_path / "run",
         method=(SehtD(num_branches=1),),
     )
+
+
+@pytest.fixture
+def tiny_config(tiny_settings, tmp_path):
+    return dataclasses.replace(tiny_settings, run_dir=tmp_path / "run")
 
 
 @pytest.fixture

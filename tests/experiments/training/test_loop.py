@@ -9,7 +9,7 @@ import jax
 import pytest
 from rich.console import Console
 
-from experiments.config import ModelConfig, OptimizerConfig, TrainConfig
+from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
 from experiments.regularizers import Cutout, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
@@ -45,16 +45,11 @@ def interrupt_at(monkeypatch, step):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tiny_settings, tmp_path_factory):
     """A penalised run in one piece: its configuration and result."""
-    config = TrainConfig(
-        name="tiny",
-        model=ModelConfig(width=2),
-        epochs=2,
-        batch_size=100,
+    config = dataclasses.replace(
+        tiny_settings,
         trace_examples=0,
-        log_every=3,
-        checkpoint_every=4,
         run_dir=tmp_path_factory.mktemp("whole") / "run",
         method=(SehtD(lam=1e-4, p=0.5, num_branches=1),),
     )
