@@ -89,8 +89,8 @@ def close_loss(
         The closed loss, and its operands.
 
     Raises:
-        TypeError: If a leaf of the params is not a real floating-point array, or the loss returns
-            anything but a real scalar (and an aux, if `has_aux`).
+        TypeError: If a leaf of the params is not a real floating-point array, or the loss changes
+            one in place, or returns anything but a real scalar (and an aux, if `has_aux`).
         ValueError: If the loss is not a scalar, or devices that share it differ in the params.
     """
     check_params(params)
@@ -156,7 +156,10 @@ def _trace(
 
     def flat_loss(params: PyTree) -> list[Array]:
         nonlocal aux_leaves, aux_structure
-        loss, aux = _split_result(loss_fn(params, *args, **kwargs), has_aux=has_aux, name=name)
+        given = jax.tree.leaves_with_path(params)
+        result = loss_fn(params, *args, **kwargs)
+        _check_unchanged(params, given, name)
+        loss, aux = _split_result(result, has_aux=has_aux, name=name)
         leaves, aux_structure = jax.tree.flatten(aux)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         aux_leaves = [_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
@@ -170,6 +173,26 @@ def _trace(
         return jax.tree.unflatten(aux_structure, leaves)
 
     return closed, restore_aux
+
+
+def _check_unchanged(params: PyTree, given: Sequence[tuple[Any, Any]], name: str) -> None:
+    """Refuse a loss that writes into its params, whose change would be lost without a word.
+
+    Raises:
+        TypeError: If a leaf has been replaced, added or removed.
+    """
+    found = dict(jax.tree.leaves_with_path(params))
+    changed = [path for path, leaf in given if found.pop(path, None) is not leaf]
+    paths = ", ".join(f"params{jax.tree_util.keystr(path)}" for path in [*changed, *found])
+    if paths:
+        message = (
+            f"{name} changed the params in place, at {paths}; it must be pure: the change would be "
+            "lost. Split what the network updates from what is trained, and return it as aux (NNX: "
+            "graphdef, params, rest = nnx.split(model, nnx.Param, ...); in the loss, "
+            "model = nnx.merge(graphdef, params, rest, copy=True) and, at its end, "
+            "nnx.state(model, nnx.Not(nnx.Param)))"
+        )
+        raise TypeError(message)
 
 
 _ARRAY = object()  # stands for an array among the leaves of the aux

@@ -524,7 +524,8 @@ def as_scalar(name: str, value: Any) -> Float[Array, ""]:
         jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
     ):
         got = repr(value) if dtype is None else f"an array of dtype {dtype}"
-        message = f"{name} must be a real scalar, got {got}"
+        hint = "; if it is a schedule, call it with the step" if callable(value) else ""
+        message = f"{name} must be a real scalar, got {got}{hint}"
         raise TypeError(message)
     if value.shape != ():
         message = f"{name} must be a scalar, got shape {value.shape}"

@@ -49,7 +49,7 @@ class PenaltyEstimate(NamedTuple):
         mean: The estimate of tr(H) that lambda multiplies, the mean over the probes; 0 where no
             layer was drawn, the penalty was not active, or lambda is 0. At least float32. It
             carries no derivative.
-        layers_drawn: How many layers were probed; 0 where the penalty was skipped.
+        layers_drawn: How many layers were probed; 0 where the penalty was skipped, or lambda is 0.
     """
 
     mean: Float[Array, ""]
@@ -220,7 +220,8 @@ def regularize(
             penalty, table, loss, choices, lam, operands, bound=bound, may_vanish=may_vanish
         )
         aux = loss.restore_aux(_with_tangents(loss, operands, arrays))
-        log = PenaltyEstimate(jax.lax.stop_gradient(estimate), layers_drawn(table, choices))
+        probed = _unless_zero(choices, lam) if may_vanish else choices
+        log = PenaltyEstimate(jax.lax.stop_gradient(estimate), layers_drawn(table, probed))
         extras = (*((aux,) if has_aux else ()), *((log,) if with_estimate else ()))
         if not extras:
             return value
@@ -288,26 +289,20 @@ def _penalised_loss(
 
         return switch(penalty, table, loss, choices, plain, penalised, lam, operands)
 
-    def unless_zero(choices: Draw, lam: Array) -> Draw:
-        # No strength is no penalty, also where the curvature is infinite: 0 * inf would be nan.
-        if not may_vanish:
-            return choices
-        active = True if choices.active is None else choices.active
-        return choices._replace(active=(lam != 0) & active)
-
     @jax.custom_jvp
     def value_of(
         choices: Draw, lam: Array, operands: Sequence[Array]
     ) -> tuple[Array, Array, list[Array]]:
-        value, estimate, aux, _ = evaluate(unless_zero(choices, lam), lam, operands, ())
+        unless_zero = _unless_zero(choices, lam) if may_vanish else choices
+        value, estimate, aux, _ = evaluate(unless_zero, lam, operands, ())
         return value, estimate, aux
 
     def derivative(primals: Any, tangents: Any) -> Any:
         choices, lam, operands = primals
         _, lam_tangent, operand_tangents = tangents
         chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
-        if isinstance(lam_tangent, SymbolicZero):
-            choices = unless_zero(choices, lam)
+        if may_vanish and isinstance(lam_tangent, SymbolicZero):
+            choices = _unless_zero(choices, lam)
         value, estimate, aux, gradients = _opaque(functools.partial(evaluate, chosen=chosen))(
             choices, lam, operands
         )
@@ -328,6 +323,12 @@ def _penalised_loss(
     value_of.defjvp(derivative, symbolic_zeros=True)
     axes = varying_axes(loss.jaxpr.outvars[0].aval)
     return value_of(choices, as_varying(lam, axes), operands)
+
+
+def _unless_zero(choices: Draw, lam: Array) -> Draw:
+    # No strength is no penalty, also where the curvature is infinite: 0 * inf would be nan.
+    active = True if choices.active is None else choices.active
+    return choices._replace(active=(lam != 0) & active)
 
 
 def _saturated(estimate: Array, bound: float | None) -> Array:

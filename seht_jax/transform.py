@@ -152,7 +152,8 @@ def add_hessian_trace(
 
     def init(params: PyTree) -> AddHessianTraceState:
         layer_table(_complete(params), penalty.layers)
-        return AddHessianTraceState(key, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+        # A copy: a step that donates its state would delete the caller's key.
+        return AddHessianTraceState(jnp.copy(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(
         updates: PyTree,

@@ -75,3 +75,21 @@ def test_the_users_function_is_traced_once():
     loss, operands = close(loss_fn, jnp.ones(2))
     loss(operands)
     assert len(calls) == 1
+
+
+def test_a_loss_that_writes_into_its_params_is_refused():
+    def loss_fn(params):
+        params["mean"] = 0.9 * params["mean"] + 0.1 * jnp.mean(params["w"])
+        return jnp.sum(params["w"] ** 2)
+
+    with pytest.raises(TypeError, match=r"changed the params in place, at params\['mean'\]"):
+        close(loss_fn, {"w": jnp.ones(2), "mean": jnp.zeros(())})
+
+
+def test_a_loss_that_adds_to_its_params_is_refused():
+    def loss_fn(params):
+        params["hidden"] = jnp.sum(params["w"])
+        return jnp.sum(params["w"] ** 2)
+
+    with pytest.raises(TypeError, match=r"changed the params in place, at params\['hidden'\]"):
+        close(loss_fn, {"w": jnp.ones(2)})

@@ -123,6 +123,11 @@ def test_keys_are_checked(build, key, error, message):
         build(key=key)
 
 
+def test_a_schedule_in_place_of_its_value_is_refused_with_a_hint():
+    with pytest.raises(TypeError, match="lam must be .* schedule, call it with the step"):
+        regularize(lam=optax.constant_schedule(0.1))
+
+
 def test_several_keys_are_refused():
     with pytest.raises(TypeError, match=r"dtype key<fry> and shape \(3,\)"):
         regularize(key=jax.random.split(KEY, 3))

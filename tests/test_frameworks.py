@@ -347,3 +347,13 @@ class Attention:
 def test_a_field_called_value_is_no_box():
     layer = Attention(jnp.ones(2), jnp.ones(2), jnp.ones(2))
     assert seht.layer_names({"block": {"attention": layer}}) == ("block/attention",)
+
+
+def test_an_nnx_model_that_updates_its_statistics_is_refused():
+    @jax.numpy_dtype_promotion("standard")
+    def loss_fn(norm):
+        return jnp.sum(norm(batch()["image"].astype(jnp.float32)) ** 2)
+
+    norm = nnx.BatchNorm(4, rngs=nnx.Rngs(2))
+    with pytest.raises(TypeError, match=r"params\.mean.*nnx\.split"):
+        nnx.value_and_grad(seht.regularize(loss_fn, jax.random.key(0), None, 0.1))(norm)

@@ -227,6 +227,13 @@ def test_an_empty_draw_is_exactly_the_plain_loss(small):
     assert (estimate.mean, estimate.layers_drawn) == (0, 0)
 
 
+@pytest.mark.parametrize("lam", [0, jnp.zeros(())])
+def test_without_strength_no_layer_is_counted(small, lam):
+    penalised = seht.regularize(small.loss_fn, KEY, None, lam, with_estimate=True)
+    _, estimate = penalised(small.params, small.batch)
+    assert (estimate.mean, estimate.layers_drawn) == (0, 0)
+
+
 def test_rescaling_divides_by_the_kept_share(small):
     p = (0.6, 0.3)
     estimates = [

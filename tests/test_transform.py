@@ -1,5 +1,6 @@
 """The penalty as a gradient transformation."""
 
+import functools
 import math
 
 import chex
@@ -397,3 +398,15 @@ def test_a_penalty_without_a_finite_gradient_is_left_out(value_fn):
     params = jnp.zeros(3)
     updates, _ = tx.update(jnp.ones(3), tx.init(params), params, value_fn=value_fn)
     chex.assert_trees_all_close(updates, jnp.ones(3))
+
+
+def test_donating_the_state_leaves_the_key_of_the_caller(params):
+    key = jax.random.key(0)
+    tx = seht.add_hessian_trace(None, 0.1, key)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        return tx.update(params, state, params, value_fn=diagonal)
+
+    step(tx.init(params))
+    assert not key.is_deleted()
