@@ -44,7 +44,10 @@ from seht_jax.taylor import propagates
 
 Result = TypeVar("Result")
 
-PROBE_BATCH = 5  # more probes at once gain little time, and each takes two plain steps' memory
+# How many probes are propagated at once by default. More gain little time, and each takes two plain
+# steps' memory. SEHT-D has a program for each end of the network: with five probes in each, those
+# of a ResNet-18 were not compiled after three quarters of an hour; with one, in a minute.
+DENSE_PROBE_BATCH, SPARSE_PROBE_BATCH = 5, 1
 NUM_BRANCHES = 4  # more gain some percent of SEHT-D's time, and each takes seconds to compile
 
 
@@ -94,7 +97,7 @@ def make_penalty(
     layers: LayerFunction,
     num_probes: int = 1,
     rescale: bool = False,
-    probe_batch: int = PROBE_BATCH,
+    probe_batch: int | None = None,
     num_branches: int = NUM_BRANCHES,
 ) -> Penalty:
     """Check the settings of the penalty.
@@ -118,6 +121,8 @@ def make_penalty(
     check_layers(layers)
     check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
+    if probe_batch is None:
+        probe_batch = DENSE_PROBE_BATCH if p_layers == 1 else SPARSE_PROBE_BATCH
     return Penalty(
         p_layers=p_layers,
         p_entries=p_entries,

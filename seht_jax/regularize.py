@@ -15,7 +15,6 @@ from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.curvature import Curvature, inner_product
 from seht_jax.penalty import (
     NUM_BRANCHES,
-    PROBE_BATCH,
     Draw,
     Penalty,
     add_scaled,
@@ -63,7 +62,7 @@ def regularize(
     lam: float | Float[Array, ""],
     *,
     num_probes: int = 1,
-    probe_batch: int = PROBE_BATCH,
+    probe_batch: int | None = None,
     num_branches: int = NUM_BRANCHES,
     has_aux: bool = False,
     curvature: Curvature = "hessian",
@@ -112,7 +111,9 @@ def regularize(
             step. Where it is 0, the step is a plain one, unless it is differentiated by lambda.
         num_probes: The number K of probes, the paper's maxIter.
         probe_batch: How many probes are propagated at once, at most. More are faster, and take
-            more memory and time to compile; more probes than that are taken batch by batch.
+            more memory and time to compile; more probes than that are taken batch by batch. By
+            default 5, and 1 for SEHT-D, which has a program for each of several ends of the
+            network to compile.
         num_branches: SEHT-D alone: for how many ends of the network a program is compiled, at
             most. A step runs the shortest that holds all drawn layers. More are faster, and take
             more time to compile; the result does not depend on it.
@@ -198,10 +199,10 @@ def regularize(
     )
     if bound is not None:
         check_positive("bound", bound)
-        if num_probes > probe_batch:
+        if num_probes > penalty.probe_batch:
             message = (
-                f"bound needs all probes at once: raise probe_batch, which is {probe_batch}, to "
-                f"num_probes, which is {num_probes}"
+                "bound needs all probes at once: raise probe_batch, which is "
+                f"{penalty.probe_batch}, to num_probes, which is {num_probes}"
             )
             raise ValueError(message)
     may_vanish = not (isinstance(lam, numbers.Real) and lam != 0)

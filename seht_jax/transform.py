@@ -15,7 +15,6 @@ from seht_jax.closed_loss import close_loss
 from seht_jax.curvature import Curvature
 from seht_jax.penalty import (
     NUM_BRANCHES,
-    PROBE_BATCH,
     Draw,
     add_scaled,
     as_scalar,
@@ -55,7 +54,7 @@ def add_hessian_trace(
     *,
     relative: float | Float[Array, ""] | None = None,
     num_probes: int = 1,
-    probe_batch: int = PROBE_BATCH,
+    probe_batch: int | None = None,
     num_branches: int = NUM_BRANCHES,
     curvature: Curvature = "hessian",
     layers: LayerFunction = module_layer,
@@ -153,7 +152,9 @@ def add_hessian_trace(
     def init(params: PyTree) -> AddHessianTraceState:
         layer_table(_complete(params), penalty.layers)
         # A copy: a step that donates its state would delete the caller's key.
-        return AddHessianTraceState(jnp.copy(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+        return AddHessianTraceState(
+            jnp.copy(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        )
 
     def update(
         updates: PyTree,

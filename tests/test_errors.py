@@ -124,7 +124,7 @@ def test_keys_are_checked(build, key, error, message):
 
 
 def test_a_schedule_in_place_of_its_value_is_refused_with_a_hint():
-    with pytest.raises(TypeError, match="lam must be .* schedule, call it with the step"):
+    with pytest.raises(TypeError, match=r"lam must be .* schedule, call it with the step"):
         regularize(lam=optax.constant_schedule(0.1))
 
 

@@ -156,6 +156,12 @@ def test_the_derivative_by_a_strength_of_zero_is_the_estimate():
     assert_close(slope, value(jnp.asarray(1.0)) - loss_fn(params_of()))
 
 
+@pytest.mark.parametrize(("p", "expected"), [(None, 5), ((1.0, 0.1), 5), (0.1, 1)])
+def test_the_probes_of_seht_d_are_taken_one_by_one_by_default(p, expected):
+    penalty = make_penalty(p, curvature="hessian", layers=seht.module_layer, num_probes=10)
+    assert penalty.probe_batch == expected
+
+
 @pytest.mark.parametrize("name", ["probe_batch", "num_branches"])
 @pytest.mark.parametrize("value", [0, 1.5, True])
 def test_counts_are_checked(name, value):

@@ -53,7 +53,6 @@ from experiments.regularizers import (
     SehtShare,
 )
 from experiments.sweep.definition import TIME_RATIO, Reported, Row, Sweep
-from seht_jax.penalty import PROBE_BATCH
 
 BASELINE = "Baseline with weight decay"
 CONFIG = TrainConfig(
@@ -122,15 +121,12 @@ def seht_d_label(num_probes: int, p: float) -> str:
     return f"SEHT-D (maxIter={num_probes}, prob={p})"
 
 
-def seht_d_rows(
-    config: TrainConfig, grids: Mapping[str, Sequence[Any]], *, probe_batch: int = PROBE_BATCH
-) -> tuple[Row, ...]:
+def seht_d_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tuple[Row, ...]:
     """List the rows of SEHT-D: maxIter in 1, 5, 10 and p in 0.01, 0.05.
 
     Args:
         config: The plain configuration.
         grids: Values to try, by regularizer and field, in the form of `Row.grid`.
-        probe_batch: How many probes are propagated at once.
 
     Returns:
         The rows.
@@ -143,24 +139,19 @@ def seht_d_rows(
                 paper["test_accuracy"] = Reported(*_SEHT_D_FIGURES[num_probes, p])
             if (num_probes, p) in _SEHT_D_TIMES:
                 paper[TIME_RATIO] = Reported(_SEHT_D_TIMES[num_probes, p])
-            method = SehtD(
-                lam=0.001, num_probes=num_probes, probe_batch=probe_batch, p=p, rescale=False
-            )
+            method = SehtD(lam=0.001, num_probes=num_probes, p=p, rescale=False)
             rows.append(
                 table_row(seht_d_label(num_probes, p), config, (method,), grids, paper=paper)
             )
     return tuple(rows)
 
 
-def table1_rows(
-    config: TrainConfig, grids: Mapping[str, Sequence[Any]], *, probe_batch: int = PROBE_BATCH
-) -> tuple[Row, ...]:
+def table1_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tuple[Row, ...]:
     """List all rows, with the strengths that the paper chose where `grids` has none.
 
     Args:
         config: The plain configuration.
         grids: Values to try, by regularizer and field, in the form of `Row.grid`.
-        probe_batch: How many probes of SEHT-D are propagated at once.
 
     Returns:
         The rows.
@@ -229,10 +220,10 @@ def table1_rows(
             note="The paper's figure for Lookahead is that of plain SGD in the paper of Lookahead, "
             "which has 95.27 for its own method.",
         ),
-        *seht_d_rows(config, grids, probe_batch=probe_batch),
+        *seht_d_rows(config, grids),
         _seht_h_row(config, grids),
         row("SEHT-H (maxIter=1)", SehtH(lam=0.001)),
-        *_gauss_newton_rows(config, probe_batch=probe_batch),
+        *_gauss_newton_rows(config),
         row("Gauss-Newton SEHT-H (maxIter=5)", GaussNewton(num_probes=5)),
         row("Gauss-Newton SEHT-H (maxIter=1)", GaussNewton()),
         row("Gauss-Newton SEHT-H, share of the gradient", SehtShare()),
@@ -266,12 +257,7 @@ _CONVERGENCE = (
 
 
 def table1_sweeps(
-    config: TrainConfig,
-    suffix: str,
-    remark: str,
-    *,
-    note: str = "",
-    probe_batch: int = PROBE_BATCH,
+    config: TrainConfig, suffix: str, remark: str, *, note: str = ""
 ) -> tuple[Sweep, ...]:
     """List the sweeps of one size.
 
@@ -280,7 +266,6 @@ def table1_sweeps(
         suffix: What their names end in.
         remark: What their titles end in.
         note: A remark for the reports.
-        probe_batch: How many probes of SEHT-D are propagated at once.
 
     Returns:
         Table 1, the paper's grids, Figure 1, and the cost of a step.
@@ -288,7 +273,7 @@ def table1_sweeps(
     one_epoch = dataclasses.replace(config, epochs=1, trace_examples=0)
     figure1 = (
         table_row(BASELINE, config, (), {}),
-        *seht_d_rows(config, {}, probe_batch=probe_batch),
+        *seht_d_rows(config, {}),
         _seht_h_row(config, {}),
     )
     return tuple(
@@ -299,13 +284,13 @@ def table1_sweeps(
             (
                 "table1",
                 " (Table 1)",
-                table1_rows(config, {}, probe_batch=probe_batch),
+                table1_rows(config, {}),
                 _CONVERGENCE,
             ),
             (
                 "table1-grid",
                 " (Table 1), with the paper's grids",
-                table1_rows(config, GRIDS, probe_batch=probe_batch),
+                table1_rows(config, GRIDS),
                 _CONVERGENCE,
             ),
             (
@@ -317,7 +302,7 @@ def table1_sweeps(
             (
                 "cost",
                 ": the cost of a step (section 4.1.1)",
-                table1_rows(one_epoch, {}, probe_batch=probe_batch),
+                table1_rows(one_epoch, {}),
                 _CONVERGENCE,
             ),
         )
@@ -334,12 +319,12 @@ def _seht_h_row(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> Row:
     )
 
 
-def _gauss_newton_rows(config: TrainConfig, *, probe_batch: int) -> tuple[Row, ...]:
+def _gauss_newton_rows(config: TrainConfig) -> tuple[Row, ...]:
     return tuple(
         table_row(
             f"Gauss-Newton {seht_d_label(num_probes, p)}",
             config,
-            (GaussNewton(num_probes=num_probes, probe_batch=probe_batch, p=p),),
+            (GaussNewton(num_probes=num_probes, p=p),),
             {},
         )
         for num_probes in (1, 5, 10)
@@ -349,6 +334,5 @@ def _gauss_newton_rows(config: TrainConfig, *, probe_batch: int) -> tuple[Row, .
 
 SWEEPS = (
     *table1_sweeps(CONFIG, "", ""),
-    # One probe at a time, since ten at once would compile for longer than they train.
-    *table1_sweeps(SMALL_CONFIG, "-small", SMALL_SIZE, note=SMALL_NOTE, probe_batch=1),
+    *table1_sweeps(SMALL_CONFIG, "-small", SMALL_SIZE, note=SMALL_NOTE),
 )

@@ -11,7 +11,6 @@ import seht_jax as seht
 from experiments.errors import ExperimentError
 from experiments.regularizers.base import InitialNetwork, Regularizer
 from experiments.regularizers.seht import SehtD, SehtH
-from seht_jax.penalty import PROBE_BATCH
 
 CALIBRATION_PROBES = 16
 
@@ -43,7 +42,7 @@ class GaussNewton(Regularizer):
     rise: float = 1.0
     p: float | None = None
     num_probes: int = 1
-    probe_batch: int = PROBE_BATCH
+    probe_batch: int | None = None
 
     def __post_init__(self) -> None:
         """Check the settings.

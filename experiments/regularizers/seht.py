@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
-from seht_jax.penalty import NUM_BRANCHES, PROBE_BATCH, check_curvature, make_penalty
+from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SehtH(Regularizer):
             curvature is large and of both signs, and a full-strength penalty can run off.
         curvature: "hessian", the paper's, or "gauss_newton", which is never negative.
         probe_batch: How many directions are propagated at once, at most: more are faster, and take
-            more memory and longer to compile.
+            more memory and longer to compile; `None` is the default of `seht.regularize`.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -34,7 +34,7 @@ class SehtH(Regularizer):
     num_probes: int = 1
     warmup_steps: int = 0
     curvature: str = "hessian"
-    probe_batch: int = PROBE_BATCH
+    probe_batch: int | None = None
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.

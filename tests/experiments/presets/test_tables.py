@@ -170,11 +170,7 @@ def test_the_small_twin_has_the_same_rows_and_methods(full):
     for label, row in ours.items():
         assert row.grid == theirs[label].grid
         if row.config is not None:
-            methods = zip(row.config.method, theirs[label].config.method, strict=True)
-            for small, large in methods:
-                # How many probes are propagated at once changes time and memory alone.
-                batch = {"probe_batch": 1} if hasattr(large, "probe_batch") else {}
-                assert small in {large, dataclasses.replace(large, **batch)}
+            assert row.config.method == theirs[label].config.method
 
 
 @pytest.mark.parametrize("name", ["table2", "table2-tenth"])
