@@ -57,7 +57,10 @@ def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
 
 
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
-    """Try forms and strengths of the penalty on small networks; the same command goes on."""
+    """Try forms and strengths of the penalty on small networks; the same command goes on.
+
+    A study takes between half an hour and two hours on one core; docs/evidence has the tables.
+    """
     run_strength(config, Console())
 
 

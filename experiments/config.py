@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import tyro
 
 from experiments.models.wide_resnet import blocks_per_group
-from experiments.regularizers import PLAIN, Regularizer, SehtD, describe_method, parse_method
+from experiments.regularizers import GaussNewton, Regularizer, describe_method, parse_method
 
 Method: TypeAlias = Annotated[
     tuple[Regularizer, ...],
@@ -123,7 +123,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    method: Method = (SehtD(),)
+    method: Method = (GaussNewton(),)
     """How the run is regularized: plain, or one word per method such as
     seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200; docs/methods.md has them all."""
     epochs: int = 10
@@ -142,14 +142,16 @@ class TrainConfig:
     """Steps between two checkpoints; 0 is at the end of every epoch."""
     run_dir: Path | None = None
     """Where log, checkpoints and result go, and where an interrupted run is taken up again; by
-    default runs/PRESET/METHOD-seedSEED."""
+    default runs/PRESET/METHOD-seedSEED, METHOD with those of its settings that are not the default
+    ones."""
 
     @property
     def resolved_run_dir(self) -> Path:
         """The run directory, the default one filled in."""
         if self.run_dir is not None:
             return self.run_dir
-        method = "+".join(part.name for part in self.method) or PLAIN
+        words = describe_method(self.method, defaults=False)
+        method = "+".join(word.replace(":", "-") for word in words)
         return Path("runs") / self.name / f"{method}-seed{self.seed}"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, symbolic_zero, varying_axes
 from seht_jax.closed_loss import ClosedLoss, close_loss
+from seht_jax.contribution import Contribution, make_contribution
 from seht_jax.curvature import Curvature, inner_product
 from seht_jax.penalty import (
     NUM_BRANCHES,
@@ -23,7 +24,6 @@ from seht_jax.penalty import (
     check_curvature_of,
     check_key,
     check_loss_fn,
-    check_positive,
     check_switch,
     draw,
     layers_drawn,
@@ -69,6 +69,7 @@ def regularize(
     layers: LayerFunction = module_layer,
     rescale: bool = False,
     bound: float | None = None,
+    scale_free: bool = False,
     active: bool | Bool[Array, ""] = True,
     with_estimate: bool = False,
 ) -> Callable[..., Any]:
@@ -135,6 +136,13 @@ def regularize(
             to nothing is changed where t is much smaller than b, and where it is much larger, the
             penalty lets go. So the curvature can not be driven to any depth. As the bound is on
             the mean over the probes, all of them must be propagated at once.
+        scale_free: Whether lambda is a pure number that means the same in every network. The
+            penalty is then lambda * sqrt(L) * t / [t], where the estimate t in brackets and the
+            root of the loss L count as constants, so that its gradient is
+            lambda * sqrt(L) * grad(log t): it does not change when the trace is multiplied by a
+            constant, and is small where the loss is. It needs `curvature="gauss_newton"`, `p=None`
+            and a loss that is 0 at best; where estimate or loss is not above 0, there is no
+            penalty. All probes must be propagated at once.
         active: A flag, possibly traced; `False` skips the penalty at the price of a plain step
             (`active=step % 4 == 0` is lazy regularisation).
         with_estimate: Whether to return a `PenaltyEstimate` beside the aux.
@@ -197,14 +205,7 @@ def regularize(
         probe_batch=probe_batch,
         num_branches=num_branches,
     )
-    if bound is not None:
-        check_positive("bound", bound)
-        if num_probes > penalty.probe_batch:
-            message = (
-                "bound needs all probes at once: raise probe_batch, which is "
-                f"{penalty.probe_batch}, to num_probes, which is {num_probes}"
-            )
-            raise ValueError(message)
+    contribution = make_contribution(penalty, bound=bound, scale_free=scale_free)
     may_vanish = not (isinstance(lam, numbers.Real) and lam != 0)
     lam = as_scalar("lam", lam)
     active = as_flag("active", active)
@@ -218,7 +219,7 @@ def regularize(
         check_curvature_of(penalty, table, loss, operands)
         choices = draw(penalty, table, loss, operands, key, active)
         value, estimate, arrays = _penalised_loss(
-            penalty, table, loss, choices, lam, operands, bound=bound, may_vanish=may_vanish
+            penalty, table, loss, choices, lam, operands, contribution, may_vanish=may_vanish
         )
         aux = loss.restore_aux(_with_tangents(loss, operands, arrays))
         probed = _unless_zero(choices, lam) if may_vanish else choices
@@ -238,8 +239,8 @@ def _penalised_loss(
     choices: Draw,
     lam: Float[Array, ""],
     operands: Sequence[Array],
+    contribution: Contribution,
     *,
-    bound: float | None,
     may_vanish: bool,
 ) -> tuple[Float[Array, ""], Float[Array, ""], list[Array]]:
     """Return the penalised loss, the estimate, and the arrays of the aux.
@@ -250,12 +251,12 @@ def _penalised_loss(
 
     def evaluate(
         choices: Draw, lam: Array, operands: Sequence[Array], chosen: Sequence[int]
-    ) -> tuple[Array, Array, list[Array], list[Array]]:
+    ) -> tuple[Array, Array, Array, list[Array], list[Array]]:
         def penalised(
             suffix: Collection[int], choices: Draw, lam: Array, operands: Sequence[Array]
-        ) -> tuple[Array, Array, list[Array], list[Array]]:
+        ) -> tuple[Array, Array, Array, list[Array], list[Array]]:
             def objective(value: Array, estimate: Array) -> Array:
-                return add_scaled(value, lam, _saturated(estimate, bound))
+                return add_scaled(value, lam, contribution(value, estimate))
 
             terms = penalty_terms(
                 penalty,
@@ -271,11 +272,13 @@ def _penalised_loss(
                 gradient.astype(operands[i].dtype)
                 for gradient, i in zip(terms.gradients, chosen, strict=True)
             ]
-            return objective(terms.loss, terms.estimate), terms.estimate, terms.aux, gradients
+            by_lam = contribution(terms.loss, terms.estimate)
+            value = add_scaled(terms.loss, lam, by_lam)
+            return value, by_lam, terms.estimate, terms.aux, gradients
 
         def plain(
             _choices: Draw, _lam: Array, operands: Sequence[Array]
-        ) -> tuple[Array, Array, list[Array], list[Array]]:
+        ) -> tuple[Array, Array, Array, list[Array], list[Array]]:
             def loss_of(values: list[Array]) -> tuple[Array, list[Array]]:
                 replaced = list(operands)
                 for i, value in zip(chosen, values, strict=True):
@@ -286,7 +289,8 @@ def _penalised_loss(
                 [operands[i] for i in chosen]
             )
             zero = jnp.zeros((), accumulation_dtype(value.dtype))
-            return value, as_varying(zero, varying_axes(value)), aux, gradients
+            zero = as_varying(zero, varying_axes(value))
+            return value, zero, zero, aux, gradients
 
         return switch(penalty, table, loss, choices, plain, penalised, lam, operands)
 
@@ -295,7 +299,7 @@ def _penalised_loss(
         choices: Draw, lam: Array, operands: Sequence[Array]
     ) -> tuple[Array, Array, list[Array]]:
         unless_zero = _unless_zero(choices, lam) if may_vanish else choices
-        value, estimate, aux, _ = evaluate(unless_zero, lam, operands, ())
+        value, _, estimate, aux, _ = evaluate(unless_zero, lam, operands, ())
         return value, estimate, aux
 
     def derivative(primals: Any, tangents: Any) -> Any:
@@ -304,9 +308,9 @@ def _penalised_loss(
         chosen = [i for i, t in enumerate(operand_tangents) if not isinstance(t, SymbolicZero)]
         if may_vanish and isinstance(lam_tangent, SymbolicZero):
             choices = _unless_zero(choices, lam)
-        value, estimate, aux, gradients = _opaque(functools.partial(evaluate, chosen=chosen))(
-            choices, lam, operands
-        )
+        value, by_lam, estimate, aux, gradients = _opaque(
+            functools.partial(evaluate, chosen=chosen)
+        )(choices, lam, operands)
         _check_varying(operands, chosen, value)
         dtype = accumulation_dtype(value.dtype)
         slope = jnp.zeros((), dtype)
@@ -316,7 +320,7 @@ def _penalised_loss(
             others = tuple(sorted(varying_axes(term) - varying_axes(value)))
             slope += jax.lax.psum(term, others) if others else term
         if not isinstance(lam_tangent, SymbolicZero):
-            slope += _saturated(estimate, bound) * lam_tangent.astype(dtype)
+            slope += by_lam * lam_tangent.astype(dtype)
         slope = as_varying(slope, varying_axes(value)).astype(value.dtype)
         # The aux gets its derivative outside, and the estimate is for the log.
         return (value, estimate, aux), (slope, *jax.tree.map(_zero_tangent, (estimate, aux)))
@@ -330,14 +334,6 @@ def _unless_zero(choices: Draw, lam: Array) -> Draw:
     # No strength is no penalty, also where the curvature is infinite: 0 * inf would be nan.
     active = True if choices.active is None else choices.active
     return choices._replace(active=(lam != 0) & active)
-
-
-def _saturated(estimate: Array, bound: float | None) -> Array:
-    if bound is None:
-        return estimate
-    # Clipped where it is the bound to all digits, and its square would overflow.
-    ratio = jnp.clip(estimate / bound, -1e18, 1e18)
-    return bound * ratio * jax.lax.rsqrt(1 + jnp.square(ratio))
 
 
 def _opaque(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import close_loss
+from seht_jax.contribution import make_contribution
 from seht_jax.curvature import Curvature
 from seht_jax.penalty import (
     NUM_BRANCHES,
@@ -53,6 +54,7 @@ def add_hessian_trace(
     every: int = 1,
     *,
     relative: float | Float[Array, ""] | None = None,
+    scale_free: bool = False,
     num_probes: int = 1,
     probe_batch: int | None = None,
     num_branches: int = NUM_BRANCHES,
@@ -94,6 +96,7 @@ def add_hessian_trace(
             global ones under `jax.jit`, also where they are sharded; those of one device under
             `shard_map`; those of one mini-step in front of `optax.MultiSteps`. A gradient of the
             penalty that is not finite is left out.
+        scale_free: See `regularize`. The loss in it is that of `value_fn`.
         num_probes: See `regularize`.
         probe_batch: See `regularize`.
         num_branches: See `regularize`.
@@ -134,6 +137,7 @@ def add_hessian_trace(
         probe_batch=probe_batch,
         num_branches=num_branches,
     )
+    contribution = make_contribution(penalty, bound=None, scale_free=scale_free)
     check_key(key)
     check_count("every", every)
     if relative is not None:
@@ -195,7 +199,7 @@ def add_hessian_trace(
                 operands,
                 chosen,
                 suffix=suffix,
-                objective=lambda _, estimate: estimate,
+                objective=contribution,
             )
             return terms.estimate, terms.gradients
 

@@ -68,20 +68,25 @@ def parse_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
     return tuple(_parse_word(word) for word in words)
 
 
-def describe_method(method: Sequence[Regularizer]) -> list[str]:
-    """Write a method as the words that `parse_method` reads, every field included.
+def describe_method(method: Sequence[Regularizer], *, defaults: bool = True) -> list[str]:
+    """Write a method as the words that `parse_method` reads.
 
     Args:
         method: The regularizers.
+        defaults: Whether fields that have their default value are written too.
 
     Returns:
         One word per regularizer, or ``["plain"]``.
     """
-    return [_describe(regularizer) for regularizer in method] or [PLAIN]
+    return [_describe(regularizer, defaults=defaults) for regularizer in method] or [PLAIN]
 
 
-def _describe(regularizer: Regularizer) -> str:
-    fields = dataclasses.asdict(regularizer)
+def _describe(regularizer: Regularizer, *, defaults: bool) -> str:
+    fields = {
+        field.name: getattr(regularizer, field.name)
+        for field in dataclasses.fields(regularizer)
+        if defaults or getattr(regularizer, field.name) != field.default
+    }
     settings = ",".join(
         f"{name}={value if isinstance(value, str) else repr(value)}"
         for name, value in fields.items()

@@ -28,7 +28,10 @@ class SweepConfig:
     """Which sweep, and where its runs and its queue are."""
 
     sweep: tyro.conf.Positional[SweepName]
-    """Which sweep."""
+    """Which sweep. table1: ResNet-18 on CIFAR-10. table2: WRN-28-10 on CIFAR-100; table2-tenth:
+    with the other strengths that the paper states. -grid: with the values that the paper tried.
+    figure1: convergence, and accuracy by probes and p. cost: one epoch of each row. -small: the
+    same rows at the size of two CPU cores. digits-small: a trial that needs no download."""
     seeds: int = 3
     """Runs of each point; the seeds are 0, 1, ... More may be added later."""
     epochs: int | None = None

@@ -35,7 +35,7 @@ def make_progress(console: Console) -> Progress:
         BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("loss [bold]{task.fields[loss]}"),
-        TextColumn("tr(H) [bold]{task.fields[trace]}"),
+        TextColumn("trace [bold]{task.fields[trace]}"),
         TextColumn("{task.fields[step_time]} ms/step"),
         TextColumn("{task.fields[throughput]} images/s"),
         TimeRemainingColumn(compact=True),

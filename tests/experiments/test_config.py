@@ -86,6 +86,7 @@ def test_everything_else_is(change):
     [
         ((), "runs/digits/plain-seed3"),
         ((SehtD(),), "runs/digits/seht-d-seed3"),
+        ((SehtD(p=0.1, lam=1e-3),), "runs/digits/seht-d-lam=0.001,p=0.1-seed3"),
         ((SehtD(), SehtH()), "runs/digits/seht-d+seht-h-seed3"),
     ],
 )
