@@ -250,9 +250,8 @@ def demo_table(results: Results) -> Group:
         f"Step time: relative to plain ({1e3 * plain_seconds:.1f} ms), measured in turn. "
         f"The paper's SEHT-D: lambda = {STRENGTH} after {WARMUP_STEPS} steps of warm-up, layers "
         f"and entries drawn with p = {DRAW_PROBABILITY}, divided by the share that is drawn. "
-        "Recommended: the Gauss-Newton form, whose lambda rises over the training to "
-        f"{GaussNewton().initial_penalty:g} over the trace before the first step. All gradients "
-        "are clipped alike."
+        "Recommended: the Gauss-Newton form, scale-free, whose lambda rises over the training to "
+        f"{GaussNewton().strength:g}. All gradients are clipped alike."
     )
     return Group(heading, table, remarks)
 

@@ -35,6 +35,7 @@ from experiments.regularizers import (
     NSO,
     SAM,
     AdaBreg,
+    CalibratedGaussNewton,
     ConfidencePenalty,
     Cutout,
     DropBlock,
@@ -324,7 +325,7 @@ def _gauss_newton_rows(config: TrainConfig) -> tuple[Row, ...]:
         table_row(
             f"Gauss-Newton {seht_d_label(num_probes, p)}",
             config,
-            (GaussNewton(num_probes=num_probes, p=p),),
+            (CalibratedGaussNewton(num_probes=num_probes, p=p),),
             {},
         )
         for num_probes in (1, 5, 10)

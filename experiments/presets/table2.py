@@ -22,10 +22,10 @@ from typing import Any
 from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.presets.table1 import SMALL_NOTE, SMALL_SIZE, table_row
 from experiments.regularizers import (
+    CalibratedGaussNewton,
     ConfidencePenalty,
     Cutout,
     Dropout,
-    GaussNewton,
     LabelSmoothing,
     Mixup,
     Regularizer,
@@ -159,7 +159,7 @@ def table2_rows(
         ),
         row("Cutout", Cutout(size=8), top1=(76.70, 0.79), top5=(93.72, 0.40)),
         row("Mixup", Mixup(alpha=1.0), top1=(78.38, 0.31), top5=(94.37, 0.31)),
-        row("Gauss-Newton SEHT-D (maxIter=1, prob=0.05)", GaussNewton(p=0.05)),
+        row("Gauss-Newton SEHT-D (maxIter=1, prob=0.05)", CalibratedGaussNewton(p=0.05)),
     )
 
 

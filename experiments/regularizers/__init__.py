@@ -9,6 +9,7 @@ from experiments.regularizers.base import (
     Regularizer,
     StepInputs,
 )
+from experiments.regularizers.calibrated_gauss_newton import CalibratedGaussNewton
 from experiments.regularizers.confidence_penalty import ConfidencePenalty
 from experiments.regularizers.cutout import Cutout
 from experiments.regularizers.dropblock import DropBlock
@@ -31,6 +32,7 @@ __all__ = [
     "SAM",
     "AdaBreg",
     "Batch",
+    "CalibratedGaussNewton",
     "ConfidencePenalty",
     "Cutout",
     "DropBlock",

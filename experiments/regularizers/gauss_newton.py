@@ -5,42 +5,34 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax
-
-import seht_jax as seht
-from experiments.errors import ExperimentError
 from experiments.regularizers.base import InitialNetwork, Regularizer
-from experiments.regularizers.seht import SehtD, SehtH
-
-CALIBRATION_PROBES = 16
+from experiments.regularizers.seht import SehtH
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(Regularizer):
-    r"""The trace of the Gauss-Newton matrix, with a strength that fits the network.
+    r"""The trace of the Gauss-Newton matrix, with a strength that is a pure number.
 
-    .. math:: L + \lambda \operatorname{tr} G, \qquad
-        \lambda = \frac{\text{initial penalty}}{\operatorname{tr} G_0}
+    The gradient that is added to that of the loss L is
 
-    with the trace at the initial weights of seed 0, so that all seeds of a network have one lambda.
-    The best lambda differs by two orders of magnitude from network to network, the best initial
-    penalty by one; `docs/evidence/strength.md` has the tables.
+    .. math:: \lambda \sqrt{L}\, \nabla \log t
+
+    where t is the estimate of tr(G) (`scale_free` in `seht.regularize`), and lambda rises over the
+    training. One lambda serves networks whose traces differ by orders of magnitude;
+    `docs/evidence/strength.md` has the tables.
 
     Attributes:
-        initial_penalty: The penalty that the full lambda has before the first step, in the unit of
-            the loss.
+        strength: The full lambda.
         rise: Share of the steps over which lambda rises in a line from 0: at full strength from the
             beginning, the penalty slows down the first, fast part of the training.
-        p: As for SEHT-D, for both layers and entries, and rescaled; `None` is SEHT-H.
         num_probes: Random directions per step.
-        probe_batch: See `SehtH`.
+        probe_batch: See `SehtH`; it must hold all of them.
     """
 
     name: ClassVar[str] = "gauss-newton"
 
-    initial_penalty: float = 0.01
+    strength: float = 0.1
     rise: float = 1.0
-    p: float | None = None
     num_probes: int = 1
     probe_batch: int | None = None
 
@@ -50,49 +42,29 @@ class GaussNewton(Regularizer):
         Raises:
             ValueError: If one is out of its range.
         """
-        if not 0 < self.initial_penalty < math.inf:
-            raise ValueError(
-                f"initial_penalty must be finite and above 0, not {self.initial_penalty}"
-            )
+        if not 0 < self.strength < math.inf:
+            raise ValueError(f"strength must be finite and above 0, not {self.strength}")
         if not 0 <= self.rise <= 1:
             raise ValueError(f"rise must be in [0, 1], not {self.rise}")
-        self._with_strength(0.0, 0)
+        self._rising_over(0)
 
     def at_start(self, initial: Callable[[], InitialNetwork]) -> Regularizer:
-        """Measure the trace, and choose lambda.
+        """Find out over how many steps lambda rises.
 
         Args:
             initial: Gives the network before the first step.
 
         Returns:
-            SEHT-H or SEHT-D in the Gauss-Newton form.
-
-        Raises:
-            ExperimentError: If the trace is 0 or not finite.
+            SEHT-H in the Gauss-Newton form.
         """
-        loss_fn, params, key, num_steps = initial()
-        estimate = seht.hutchinson_trace(
-            loss_fn,
-            key,
-            num_probes=CALIBRATION_PROBES,
-            has_aux=True,
-            curvature="gauss_newton",
-        )
-        trace = float(jax.jit(estimate)(params).mean)
-        if not 0 < trace < math.inf:
-            raise ExperimentError(
-                f"the trace of the Gauss-Newton matrix before the first step is {trace}, from "
-                "which no strength follows; give one: seht-h:curvature=gauss_newton,lam=LAMBDA"
-            )
-        lam = self.initial_penalty / trace
-        return self._with_strength(lam, round(self.rise * num_steps))
+        return self._rising_over(round(self.rise * initial().num_steps))
 
-    def _with_strength(self, lam: float, warmup_steps: int) -> Regularizer:
-        settings = {
-            "lam": lam,
-            "warmup_steps": warmup_steps,
-            "num_probes": self.num_probes,
-            "probe_batch": self.probe_batch,
-            "curvature": "gauss_newton",
-        }
-        return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)
+    def _rising_over(self, num_steps: int) -> Regularizer:
+        return SehtH(
+            lam=self.strength,
+            warmup_steps=num_steps,
+            num_probes=self.num_probes,
+            probe_batch=self.probe_batch,
+            curvature="gauss_newton",
+            scale_free=True,
+        )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from experiments.regularizers.base import Regularizer
+from experiments.regularizers.calibrated_gauss_newton import CalibratedGaussNewton
 from experiments.regularizers.confidence_penalty import ConfidencePenalty
 from experiments.regularizers.cutout import Cutout
 from experiments.regularizers.dropblock import DropBlock
@@ -47,6 +48,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
         SehtH,
         SehtShare,
         GaussNewton,
+        CalibratedGaussNewton,
     )
 }
 

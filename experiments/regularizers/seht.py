@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
+from seht_jax.contribution import make_contribution
 from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
 
 
@@ -26,6 +27,7 @@ class SehtH(Regularizer):
         curvature: "hessian", the paper's, or "gauss_newton", which is never negative.
         probe_batch: How many directions are propagated at once, at most: more are faster, and take
             more memory and longer to compile; `None` is the default of `seht.regularize`.
+        scale_free: Whether lambda is a pure number; see `seht.regularize`.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -35,6 +37,7 @@ class SehtH(Regularizer):
     warmup_steps: int = 0
     curvature: str = "hessian"
     probe_batch: int | None = None
+    scale_free: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
@@ -44,7 +47,8 @@ class SehtH(Regularizer):
         """
         if not math.isfinite(self.lam):
             raise ValueError(f"lam must be finite, not {self.lam}")
-        make_penalty(**self.settings, layers=seht.module_layer)
+        penalty = make_penalty(**self.settings, layers=seht.module_layer)
+        make_contribution(penalty, bound=None, scale_free=self.scale_free)
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
 
@@ -75,6 +79,7 @@ class SehtH(Regularizer):
             lam=lam,
             has_aux=True,
             with_estimate=True,
+            scale_free=self.scale_free,
             **self.settings,
         )
 

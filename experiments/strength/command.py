@@ -14,10 +14,11 @@ from experiments.strength.studies import STUDIES, run_study
 class StrengthConfig:
     """Which study to run."""
 
-    study: Literal["forms", "lambdas", "calibrated", "stress"] = "forms"
+    study: Literal["forms", "lambdas", "calibrated", "scale-free", "stress"] = "forms"
     """forms: the forms of the penalty on digits. lambdas, calibrated: whether one lambda, or one
-    lambda times the trace at the start, serves four networks at two widths. stress: three learning
-    rates, and strengths over decades."""
+    lambda times the trace at the start, serves four networks at two widths. scale-free: the same
+    for the form whose lambda is a pure number. stress: three learning rates, and strengths over
+    decades."""
     output_dir: Path = Path("runs/strength")
     """Where the runs and the table go, in a directory for each study."""
 

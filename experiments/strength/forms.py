@@ -101,12 +101,15 @@ def _of_loss(
 
 
 _GAUSS_NEWTON = _of_transformation(curvature="gauss_newton")
+_SCALE_FREE = _of_transformation(curvature="gauss_newton", scale_free=True)
 
 FORMS: dict[str, Form] = {
     "hessian": _of_transformation(),
     "gauss-newton": _GAUSS_NEWTON,
     "gauss-newton, calibrated": _GAUSS_NEWTON,
     "gauss-newton, calibrated, rising": _GAUSS_NEWTON,
+    "gauss-newton, scale-free": _SCALE_FREE,
+    "gauss-newton, scale-free, rising": _SCALE_FREE,
     "hessian, SEHT-D": _of_transformation(p=P, rescale=True),
     "gauss-newton, SEHT-D, calibrated, rising": _of_transformation(
         p=P, rescale=True, curvature="gauss_newton"

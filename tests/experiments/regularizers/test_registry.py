@@ -45,7 +45,8 @@ WORDS = {
     "seht-d": "seht-d:lam=1e-2,p=1.0,p_entries=0.5",
     "seht-h": "seht-h:lam=1e-2",
     "seht-share": "seht-share:curvature=hessian",
-    "gauss-newton": "gauss-newton:initial_penalty=1",
+    "gauss-newton": "gauss-newton",
+    "gauss-newton-calibrated": "gauss-newton-calibrated:initial_penalty=1",
 }
 
 
