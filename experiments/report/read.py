@@ -157,7 +157,7 @@ def read_sweep(directory: Path) -> SweepRecord:
         selected_by=plan["selected_by"],
         baseline=plan["baseline"],
         convergence=plan["convergence"],
-        note=plan["note"],
+        note=plan.get("note", ""),
         rows=[_read_row(directory, row, plan["seeds"]) for row in plan["rows"]],
     )
     _check_data(sweep)
