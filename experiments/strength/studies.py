@@ -62,10 +62,7 @@ STUDIES: dict[str, Study] = {
     ),
     "scale-free": Study(
         networks=ALL_NETWORKS,
-        strengths={
-            "gauss-newton, scale-free, rising": SCALE_FREE,
-            "gauss-newton, scale-free": SCALE_FREE,
-        },
+        strengths={"gauss-newton, scale-free, rising": SCALE_FREE},
         learning_rates=(1.0,),
         num_seeds=3,
         num_steps=600,
