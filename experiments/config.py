@@ -6,6 +6,7 @@ The command line is made from these classes; the docstrings of the fields are it
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -200,3 +201,23 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
             flat[field.name] = value
     del flat["run_dir"], flat["data.data_dir"]
     return json.loads(json.dumps(flat))
+
+
+def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring settings that were written down by an earlier version up to this one.
+
+    A setting that did not exist then has its default, so that a study that takes weeks can be gone
+    on with after an option has been added.
+
+    Args:
+        stored: What `to_json` returned then, and perhaps more.
+
+    Returns:
+        The settings, with all that `to_json` writes.
+    """
+    complete = to_json(TrainConfig()) | dict(stored)
+    try:
+        complete["method"] = describe_method(parse_method(complete["method"]))
+    except ValueError:
+        return complete  # of a method that is no longer there; it differs from any wanted now
+    return complete

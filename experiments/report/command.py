@@ -1,6 +1,7 @@
 """The command `python -m experiments report`."""
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,17 @@ from experiments.report.figures import DARK, LIGHT, draw_convergence, draw_max_i
 from experiments.report.page import Picture, render_markdown, render_page
 from experiments.report.read import SweepRecord, read_sweep
 from experiments.report.summary import RowSummary, summarise
-from experiments.report.tables import cost_table, grid_table, markdown, result_table
+from experiments.report.tables import (
+    Table,
+    cost_table,
+    exact_trace_table,
+    grid_table,
+    markdown,
+    result_table,
+)
 from experiments.training.run_directory import write_json
+
+EXACT_TRACE = "exact_trace.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +33,8 @@ class ReportConfig:
     """Which runs to report."""
 
     directory: tyro.conf.Positional[Path]
-    """Output directory of a sweep. The report goes to its subdirectory report."""
+    """Output directory of a sweep. The report goes to its subdirectory report. A file
+    exact_trace.json there, of `python -m benchmarks exact_trace`, is reported too."""
 
 
 def write_report(config: ReportConfig, console: Console) -> Path:
@@ -49,6 +60,7 @@ def write_report(config: ReportConfig, console: Console) -> Path:
         results,
         *pictures,
         cost_table(sweep, summaries, cost),
+        *_exact_trace(config.directory),
         *([grids] if grids.lines else []),
     ]
     text = (sweep.title, f"Sweep {sweep.name}, {sweep.num_seeds} seeds.", parts, _made_with(sweep))
@@ -90,6 +102,13 @@ def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Pictu
         for name, caption, (light, dark) in drawn
         if light is not None and dark is not None
     ]
+
+
+def _exact_trace(directory: Path) -> list[Table]:
+    path = directory / EXACT_TRACE
+    if not path.exists():
+        return []
+    return [exact_trace_table(json.loads(path.read_text(encoding="utf-8")))]
 
 
 def _not_drawn(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> str:

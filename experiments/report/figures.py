@@ -87,7 +87,7 @@ def draw_convergence(
             accuracies = [100 * each.validation_accuracy for each in curves]
             _draw_band(accuracy_axis, epochs, accuracies, style, name)
         loss_axis.set_yscale("log")
-        loss_axis.set_title("Training loss, mean of an epoch")
+        loss_axis.set_title("Training loss on the method's own labels, mean of an epoch")
         accuracy_axis.set_title("Validation accuracy, %")
         for axis in (loss_axis, accuracy_axis):
             axis.set_xlabel("epoch")

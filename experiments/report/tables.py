@@ -157,6 +157,34 @@ def cost_table(
     return Table("Cost", headings, lines, remarks)
 
 
+def exact_trace_table(measured: Mapping[str, Any]) -> Table:
+    """Lay out what the exact trace of single layers costs.
+
+    Args:
+        measured: What `python -m benchmarks exact_trace` wrote.
+
+    Returns:
+        The table.
+    """
+    plain = measured["plain_seconds"]
+    lines = [
+        [
+            layer["layer"],
+            f"{layer['num_weights']:,}",
+            f"{layer['num_measured']:,}",
+            f"{layer['seconds']:,.3g}{' (extrapolated)' if layer['extrapolated'] else ''}",
+            f"{layer['seconds'] / plain:.3g}",
+        ]
+        for layer in measured["layers"]
+    ]
+    headings = ["layer", "weights", "measured", "seconds", "plain steps"]
+    remark = (
+        f"{measured['model']}, plain step {plain:.3g} s. Weights that were not measured are "
+        "extrapolated, those of the whole network from the dearest layer."
+    )
+    return Table("The exact trace", headings, lines, [remark])
+
+
 def describe_values(values: Mapping[str, Any]) -> str:
     """Write down a point of a grid.
 
@@ -204,6 +232,18 @@ def _reported(figure: Reported | None) -> str:
     return f"{figure.mean:.2f} ± {figure.standard_error:.2f}"
 
 
+def _data_remarks(sweep: SweepRecord) -> list[str]:
+    sizes = {
+        tuple(result[f"{split}_images"] for split in ("train", "validation", "test"))
+        for result in (run.result for run in sweep.runs())
+        if result is not None and "train_images" in result
+    }
+    return [
+        f"{train:,} training, {validation:,} validation and {test:,} test images."
+        for train, validation, test in sorted(sizes)
+    ]
+
+
 def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[str]:
     epochs = sorted(
         {
@@ -223,7 +263,7 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
         "chosen; one with a larger share of diverged runs comes behind the others. Test figures "
         "play no part in it."
     )
-    remarks = [means, choice]
+    remarks = [means, choice, *_data_remarks(sweep)]
     if sweep.num_ended < sweep.num_runs:
         remarks.insert(
             0,

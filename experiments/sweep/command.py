@@ -32,8 +32,9 @@ class SweepConfig:
     with the other strengths that the paper states. -grid: with the values that the paper tried.
     figure1: convergence, and accuracy by probes and p. cost: one epoch of each row. -small: the
     same rows at the size of two CPU cores. digits-small: a trial that needs no download."""
-    seeds: int = 3
-    """Runs of each point; the seeds are 0, 1, ... More may be added later."""
+    seeds: int | None = None
+    """Runs of each point; the seeds are 0, 1, ... More may be added later. By default as many as the
+    sweep says: 5 for the paper's tables."""
     epochs: int | None = None
     """Epochs of every run, for a first look; by default what the sweep says."""
     storage: str | None = None
@@ -82,10 +83,11 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
     sweep = SWEEPS[config.sweep]
     if config.epochs is not None:
         sweep = with_epochs(sweep, config.epochs)
+    num_seeds = sweep.seeds if config.seeds is None else config.seeds
     output_dir = config.resolved_output_dir
     with file_lock(output_dir / "sweep.lock"):
-        write_plan(sweep, config.seeds, output_dir)
-    runs = plan_runs(sweep, config.seeds, output_dir, config.data_dir)
+        write_plan(sweep, num_seeds, output_dir)
+    runs = plan_runs(sweep, num_seeds, output_dir, config.data_dir)
     queue = RunQueue(
         config.storage or f"sqlite:///{output_dir / 'sweep.db'}",
         config.study or sweep.name,

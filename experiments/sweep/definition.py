@@ -38,6 +38,7 @@ class Column(NamedTuple):
 TIME_RATIO = "time_ratio"
 """Name, in `Row.paper`, of the time of a step over that of the plain row."""
 
+_SELECTING = ("validation_accuracy", "validation_top5_accuracy")
 _NOT_IN_A_GRID = {"name", "seed", "run_dir", "method", "data.data_dir"}
 
 
@@ -131,6 +132,7 @@ class Sweep:
             first that is run.
         convergence: Labels of the rows in the figure of convergence; by default all.
         note: A remark that the report prints below the table.
+        seeds: How many runs of each point there are, if nothing else is asked for.
     """
 
     name: str
@@ -141,6 +143,7 @@ class Sweep:
     baseline: str = ""
     convergence: tuple[str, ...] = ()
     note: str = ""
+    seeds: int = 3
 
     def __post_init__(self) -> None:
         """Check that rows can be told apart, and that labels are those of rows.
@@ -165,8 +168,11 @@ class Sweep:
         for label in (*self.convergence, *filter(None, [self.baseline])):
             if label not in run:
                 raise ValueError(f"{label!r} is no row that is run; those are {', '.join(run)}")
-        if not self.selected_by.startswith("validation"):
-            raise ValueError(f"selected_by must be a validation figure, not {self.selected_by!r}")
+        if self.selected_by not in _SELECTING:
+            raise ValueError(
+                "selected_by must be a validation figure of which more is better, "
+                f"{' or '.join(_SELECTING)}, not {self.selected_by!r}"
+            )
 
     def points(self) -> list[Point]:
         """List the points of all rows, named after the sweep.
@@ -194,15 +200,23 @@ def with_epochs(sweep: Sweep, epochs: int) -> Sweep:
     Raises:
         ValueError: If a grid varies the epochs, or there is none.
     """
+    planned = set()
 
     def changed(row: Row) -> Row:
         if "epochs" in row.grid:
             raise ValueError(f"the grid of row {row.label!r} varies the epochs itself")
         if row.config is None:
             return row
+        planned.add(row.config.epochs)
         return dataclasses.replace(row, config=dataclasses.replace(row.config, epochs=epochs))
 
-    return dataclasses.replace(sweep, rows=tuple(map(changed, sweep.rows)))
+    rows = tuple(map(changed, sweep.rows))
+    length = (
+        f"A first look: {epochs} epoch{'s' if epochs > 1 else ''} in place of "
+        f"{' or '.join(map(str, sorted(planned)))}. The paper's figures are no yardstick for it."
+    )
+    note = f"{sweep.note} {length}".strip() if planned != {epochs} else sweep.note
+    return dataclasses.replace(sweep, rows=rows, note=note)
 
 
 def _at(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

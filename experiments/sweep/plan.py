@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import TrainConfig, to_json
+from experiments.config import TrainConfig, complete_settings, to_json
 from experiments.errors import ConfigMismatchError
 from experiments.sweep.definition import Point, Sweep
 from experiments.training.run_directory import write_json
@@ -83,7 +83,7 @@ def check_settings(
     differences = [
         line
         for directory, settings in existing.items()
-        for line in _differences(directory, settings, wanted.get(directory))
+        for line in _differences(directory, _complete(settings), wanted.get(directory))
     ]
     if differences:
         raise ConfigMismatchError(
@@ -134,6 +134,12 @@ def _plan_run(point: Point, seed: int, output_dir: Path, data_dir: Path | None) 
 def _settings(point: Point) -> dict[str, Any]:
     settings = to_json(point.config)
     del settings[_OF_THE_RUN]
+    return settings
+
+
+def _complete(stored: Mapping[str, Any]) -> dict[str, Any]:
+    settings = complete_settings(stored)
+    settings.pop(_OF_THE_RUN, None)
     return settings
 
 

@@ -338,6 +338,7 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
     params = experiment.evaluation_params(state)
     for name in ("train", "validation", "test"):
         split: Split = getattr(dataset, name)
+        result[f"{name}_images"] = len(split.labels)
         if len(split.labels):
             measured = evaluator.evaluate(params, state.batch_stats, split)
             result |= {f"{name}_{key}": value for key, value in measured._asdict().items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import TrainConfig, to_json
+from experiments.config import TrainConfig, complete_settings, to_json
 from experiments.data.dataset import Dataset
 from experiments.errors import ConfigMismatchError
 
@@ -29,6 +29,7 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) 
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:
+        existing = complete_settings(existing)
         if existing != settings:
             raise ConfigMismatchError(
                 f"{directory} holds a run with another configuration:\n"

@@ -127,3 +127,18 @@ def test_the_command_line_writes_it(finished, capsys):
     assert "80.00 ± 5.77" in capsys.readouterr().out
     assert command_line.main(["report", str(finished.parent)]) == 1
     assert "holds no sweep.json" in capsys.readouterr().err
+
+
+def test_an_exact_trace_in_the_directory_is_reported(tmp_path):
+    directory = write_runs(tmp_path / "known")
+    layer = {"num_weights": 5130, "num_measured": 5130, "seconds": 0.5, "extrapolated": False}
+    stem = {"num_weights": 1728, "num_measured": 64, "seconds": 1400, "extrapolated": True}
+    measured = {
+        "model": "resnet18",
+        "plain_seconds": 2.0,
+        "layers": [{"layer": "head", **layer}, {"layer": "stem", **stem}],
+    }
+    (directory / "exact_trace.json").write_text(json.dumps(measured))
+    page = write_report(ReportConfig(directory), Console(file=io.StringIO()))
+    assert "1.4e+03 (extrapolated)" in page.read_text()
+    assert "| head | 5,130 | 5,130 | 0.5 | 0.25 |" in (page.parent / "report.md").read_text()

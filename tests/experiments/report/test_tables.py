@@ -1,5 +1,6 @@
 """Tables in the paper's form."""
 
+import json
 import shutil
 
 from experiments.report.cost import costs
@@ -80,3 +81,11 @@ def test_markdown_has_as_many_cells_in_every_line(finished):
     lines = markdown(table).splitlines()
     assert [line.replace("\\|", "").count("|") for line in lines[:7]] == [9] * 7
     assert lines[2].startswith("| a\\|b | 80.00 ± 5.77 |")
+
+
+def test_the_sizes_of_the_data_are_said(finished):
+    path = finished / "runs/plain/seed0/result.json"
+    sizes = {"train_images": 45_000, "validation_images": 5000, "test_images": 10_000}
+    write_json(path, json.loads(path.read_text()) | sizes)
+    remarks = result_table(*read(finished)).remarks
+    assert "45,000 training, 5,000 validation and 10,000 test images." in remarks

@@ -68,6 +68,7 @@ def test_a_grid_that_can_not_be_run_is_refused(config, grid, message):
         ((PLAIN,), {"baseline": "SGD"}, "'SGD' is no row that is run; those are Plain"),
         ((PLAIN, Row("MM", None)), {"convergence": ("MM",)}, "'MM' is no row that is run"),
         ((PLAIN,), {"selected_by": "test_accuracy"}, "must be a validation figure"),
+        ((PLAIN,), {"selected_by": "validation_loss"}, "of which more is better"),
     ],
 )
 def test_a_sweep_that_can_not_be_reported_is_refused(rows, settings, message):
@@ -87,3 +88,11 @@ def test_a_grid_that_varies_the_epochs_keeps_them():
     sweep = Sweep("s", "S", (Row("A", BOTH, grid={"epochs": (1, 2)}),))
     with pytest.raises(ValueError, match="the grid of row 'A' varies the epochs itself"):
         with_epochs(sweep, 3)
+
+
+def test_a_first_look_says_that_it_is_one():
+    sweep = Sweep("s", "S", (Row("A", BOTH),), note="Small.")
+    shorter = with_epochs(sweep, 1)
+    assert shorter.rows[0].config.epochs == 1
+    assert shorter.note.startswith(f"Small. A first look: 1 epoch in place of {BOTH.epochs}.")
+    assert with_epochs(sweep, BOTH.epochs) == sweep

@@ -70,3 +70,26 @@ def test_a_plan_of_something_else_is_refused_and_kept(tmp_path, changed, message
         write_plan(changed, 1, tmp_path)
     assert "Pass another --output-dir" in str(caught.value)
     assert (tmp_path / PLAN).read_bytes() == before
+
+
+def test_a_plan_from_before_a_setting_existed_goes_on(tmp_path):
+    write_plan(SWEEP, 1, tmp_path)
+    plan = json.loads((tmp_path / PLAN).read_text())
+    for row in plan["rows"]:
+        for point in row["points"]:
+            settings = point["settings"]
+            assert settings.pop("optimizer.algorithm") == "sgd"
+            settings["method"] = [
+                word.replace(",scale_free=False", "") for word in settings["method"]
+            ]
+    (tmp_path / PLAN).write_text(json.dumps(plan))
+    write_plan(SWEEP, 2, tmp_path)
+    assert json.loads((tmp_path / PLAN).read_text())["seeds"] == 2
+
+
+def test_a_plan_of_a_method_that_is_gone_is_refused(tmp_path):
+    write_plan(SWEEP, 1, tmp_path)
+    path = tmp_path / PLAN
+    path.write_text(path.read_text().replace('"seht-h:lam', '"gone:lam'))
+    with pytest.raises(ConfigMismatchError, match="gone"):
+        write_plan(SWEEP, 1, tmp_path)
