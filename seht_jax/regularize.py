@@ -85,9 +85,8 @@ def regularize(
 
     The defaults are the paper's estimator, by name and unchanged. They are not what to begin with:
     the trace of the Hessian has no lower bound, and minimising it seeks negative curvature, which
-    destroys the training. Begin with ``curvature="gauss_newton"`` and a strength that rises
-    over the training to 0.01 / tr(G), the trace measured once before the first step
-    (`hutchinson_trace` with the same `curvature`); with a number for p, and `rescale=True`.
+    destroys the training. Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and a
+    strength that rises over the training from 0 to 0.1.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe::

@@ -22,8 +22,8 @@ of one layer, which `python -m benchmarks exact_trace` measures.
 
 Each has a twin such as `table1-small`, at a size for two CPU cores: a ResNet-18 of width 16,
 batches of 64, 6 epochs. On 9,000 training images a plain run takes three minutes, the whole table
-at one seed some four hours by estimate; `--epochs 1` is a first look at it. Gradients are clipped at
-norm 5 there, and not at the full size.
+at one seed some four hours by estimate; `--epochs 1` is a first look at it. Gradients are clipped
+at norm 5 there, and not at the full size.
 
 Rows that the paper does not have come last: other forms of the penalty, and its rivals.
 """

@@ -9,7 +9,8 @@ has the strength that the grid search of that section chose; `table2-grid` runs 
 `table2-tenth` has the strength 0.1 for all three methods, which the same section states before. The
 paper's figures, printed beside, are 74.61 % top-1 for the baseline and 79.53 to 80.31 % for SEHT-D.
 Of the 50,000 training images 5,000 are held out for validation. A plain run is one to two days of
-one GPU by estimate (none was at hand), the table with its 5 seeds some five months, the grid a year.
+one GPU by estimate (none was at hand), the table with its 5 seeds some five months, the grid a
+year.
 
 Each has a twin, `table2-small` for one: the same at a size for two CPU cores, WRN-10-2 on CIFAR-10,
 batches of 64, 6 epochs. On 9,000 images a plain run takes some two minutes by estimate, the table

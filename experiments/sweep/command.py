@@ -33,8 +33,8 @@ class SweepConfig:
     figure1: convergence, and accuracy by probes and p. cost: one epoch of each row. -small: the
     same rows at the size of two CPU cores. digits-small: a trial that needs no download."""
     seeds: int | None = None
-    """Runs of each point; the seeds are 0, 1, ... More may be added later. By default as many as the
-    sweep says: 5 for the paper's tables."""
+    """Runs of each point; the seeds are 0, 1, ... More may be added later. By default as many as
+    the sweep says: 5 for the paper's tables."""
     epochs: int | None = None
     """Epochs of every run, for a first look; by default what the sweep says."""
     storage: str | None = None
