@@ -49,8 +49,8 @@ class SankarFull(Regularizer):
         Raises:
             ValueError: If one is out of its range.
         """
-        if not math.isfinite(self.gamma):
-            raise ValueError(f"gamma must be finite, not {self.gamma}")
+        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+            raise ValueError(f"gamma must be at least 0 and finite, not {self.gamma}")
         for name, minimum in {"num_probes": 1, "freq": 1, "start": 0}.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")

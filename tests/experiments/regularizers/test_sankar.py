@@ -95,7 +95,8 @@ def test_the_order_of_a_network_is_that_of_its_layers(inputs_of):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": float("nan")}, "gamma must be finite, not nan"),
+        ({"gamma": float("nan")}, "gamma must be at least 0 and finite, not nan"),
+        ({"gamma": -1e-6}, "gamma must be at least 0 and finite, not -1e-06"),
         ({"num_probes": 0}, "num_probes must be at least 1, not 0"),
         ({"freq": 0}, "freq must be at least 1, not 0"),
         ({"start": -1}, "start must be at least 0, not -1"),
