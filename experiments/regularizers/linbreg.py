@@ -41,6 +41,11 @@ class LinBreg(Regularizer):
     dual variable. The authors' momentum has a factor 1 - beta which is part of the learning rate
     here. Their other penalty, the l2 norms of whole k x k kernels, is left out.
 
+    Two more differences from the authors' code for ResNet-18 (`TimRoith/BregmanLearning`): there
+    lambda is that of the convolutions alone, and the dense layer stays dense; here it is sparse as
+    they are. And there the 1 % of the entries that training starts with are He's, scaled by 5; here
+    they are the network's own, scaled by 1 / sqrt(initial_density), which is 10 at 1 %.
+
     Attributes:
         lam: Strength lambda of the l1 norm.
         delta: The paper's delta, by which steps of the weights are longer than those of v.
