@@ -35,6 +35,9 @@ Row: TypeAlias = dict[str, float]
 _TRACE_SEED = 0
 _TRACES: dict[str, Curvature] = {"trace": "hessian", "gauss_newton_trace": "gauss_newton"}
 
+# What the methods call the strength of a penalty.
+_STRENGTHS = ("lam", "gamma", "strength", "initial_penalty", "relative")
+
 # As many as the traces of the studies of strengths are measured on.
 INITIAL_EXAMPLES = 256
 
@@ -266,7 +269,7 @@ class Experiment:
             if self._is_stop(step):
                 rows = jax.device_get(pending)
                 seconds = time.perf_counter() - start
-                _check_finite(rows, first_step=step - len(rows) + 1)
+                _check_finite(rows, first_step=step - len(rows) + 1, config=self.config)
                 means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
                 times = {
                     "seconds": seconds,
@@ -358,7 +361,9 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
     return result
 
 
-def _check_finite(rows: Sequence[dict[str, np.ndarray]], first_step: int) -> None:
+def _check_finite(
+    rows: Sequence[dict[str, np.ndarray]], first_step: int, config: TrainConfig
+) -> None:
     """Look for the first step that went wrong.
 
     Raises:
@@ -370,6 +375,17 @@ def _check_finite(rows: Sequence[dict[str, np.ndarray]], first_step: int) -> Non
             values = ", ".join(f"{name} = {value}" for name, value in wrong.items())
             raise DivergedError(
                 f"The run diverged at step {step} ({values}); the steps up to {step - 1} were "
-                "finite. Try a smaller learning rate or lam, more warmup_steps, or a smaller "
-                "clip_norm."
+                f"finite. Try {' or '.join(_remedies(config))}."
             )
+
+
+def _remedies(config: TrainConfig) -> list[str]:
+    """Name the settings of this run that may keep it from diverging, and which way to turn them."""
+    fields = {field.name for part in config.method for field in dataclasses.fields(part)}
+    return [
+        "a smaller learning_rate",
+        *(f"a smaller {name}" for name in _STRENGTHS if name in fields),
+        *(["more warmup_steps"] if "warmup_steps" in fields else []),
+        # 0 is no bound.
+        "a smaller clip_norm" if config.optimizer.clip_norm else "a clip_norm above 0",
+    ]
