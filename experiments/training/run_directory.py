@@ -38,7 +38,9 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) 
                 "with it."
             )
         return
-    if directory.exists() and any(directory.iterdir()):
+    # A kill before the renaming in `write_json` leaves the temporary file, and nothing else.
+    left_by_a_kill = _temporary(path)
+    if directory.exists() and any(entry != left_by_a_kill for entry in directory.iterdir()):
         raise ConfigMismatchError(
             f"{directory} is not empty and holds no {_CONFIG}, so it is no run directory. "
             "Pass another --run-dir."
@@ -90,9 +92,13 @@ def write_json(path: Path, value: Any) -> None:
         path: Where to.
         value: JSON values.
     """
-    temporary = path.with_suffix(".tmp")
+    temporary = _temporary(path)
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_suffix(".tmp")
 
 
 def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
