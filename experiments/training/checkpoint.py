@@ -50,6 +50,12 @@ class Checkpoints:
         """
         self._manager.save(int(state.step), args=ocp.args.StandardSave(_with_key_data(state)))
 
+    def keep_newest(self) -> None:
+        """Delete all checkpoints but the newest."""
+        for step in self._manager.all_steps():
+            if step != self.latest_step:
+                self._manager.delete(step)
+
     def restore(self, like: TrainState) -> TrainState:
         """Read the newest checkpoint; there must be one.
 

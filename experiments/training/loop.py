@@ -78,8 +78,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             experiment.warm_up(state)
         with RunLog(directory, resumed_at=int(state.step)) as log:
             state = _train_and_log(experiment, state, checkpoints, log, console)
-    result = _summarise(experiment, state, read_log(directory / LOG))
-    write_result(directory, result)
+        result = _summarise(experiment, state, read_log(directory / LOG))
+        write_result(directory, result)
+        checkpoints.keep_newest()
     return result
 
 

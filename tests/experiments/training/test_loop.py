@@ -78,6 +78,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert "Going on from step" in console.file.getvalue()
 
 
+def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
+    config, _ = whole
+    directory = config.run_dir / "checkpoints"
+    assert [path.name for path in directory.iterdir() if path.name.isdigit()] == ["20"]
+
+
 def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
     first = train(plain, console)
     monkeypatch.setattr("experiments.training.loop.build_experiment", None)
