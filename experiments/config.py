@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from experiments.errors import SettingError
 from experiments.models.wide_resnet import blocks_per_group
 from experiments.regularizers import GaussNewton, Regularizer, describe_method, parse_method
 
@@ -36,19 +37,29 @@ class DataConfig:
     data_dir: Path | None = None
     """TFDS's data directory, for data sets that do not come with a package; by default TFDS's
     own, ~/tensorflow_datasets."""
-    validation_size: int = 1000
-    """Training images held out for validation (digits have a fixed split with 200)."""
+    validation_size: int | None = None
+    """Training images held out for validation; by default 1000 of CIFAR's. Digits have a fixed
+    split with 200."""
     augmentation: Literal["none", "flip", "crop-flip"] = "none"
     """flip: a random mirror image. crop-flip: a random crop out of 4 pixels' padding as well."""
 
     def __post_init__(self) -> None:
-        """Check the number.
+        """Check the number, and that the data set depends on what is given.
 
         Raises:
-            ValueError: If it is negative.
+            SettingError: If digits are given a number of validation images, or a place.
+            ValueError: If the number is negative.
         """
-        if self.validation_size < 0:
+        if self.validation_size is not None and self.validation_size < 0:
             raise ValueError(f"validation_size must be at least 0, not {self.validation_size}")
+        fixed = {
+            "validation_size": "have a fixed split with 200 validation images",
+            "data_dir": "come with scikit-learn",
+        }
+        for name, reason in fixed.items():
+            value = getattr(self, name)
+            if self.dataset == "digits" and value is not None:
+                raise SettingError(f"{name} must be None for digits, which {reason}, not {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +227,8 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
         The settings, with all that `to_json` writes.
     """
     complete = to_json(TrainConfig()) | dict(stored)
+    if complete["data.dataset"] == "digits":
+        complete["data.validation_size"] = None  # a number was written down, and ignored
     try:
         complete["method"] = describe_method(parse_method(complete["method"]))
     except ValueError:

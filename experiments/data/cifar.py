@@ -18,6 +18,7 @@ CifarName: TypeAlias = Literal["cifar10", "cifar100"]
 
 DEFAULT_DATA_DIR = Path("~/tensorflow_datasets")
 IMAGE_SHAPE = (32, 32, 3)
+VALIDATION_SIZE = 1000  # where the configuration says nothing
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _SPLIT_SEED = 0
 

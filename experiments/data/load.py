@@ -1,7 +1,7 @@
 """From the name of a data set to the data set."""
 
 from experiments.config import DataConfig
-from experiments.data.cifar import load_cifar
+from experiments.data.cifar import VALIDATION_SIZE, load_cifar
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
 
@@ -20,4 +20,5 @@ def load_dataset(config: DataConfig) -> Dataset:
     """
     if config.dataset == "digits":
         return load_digits()
-    return load_cifar(config.dataset, config.data_dir, config.validation_size)
+    size = VALIDATION_SIZE if config.validation_size is None else config.validation_size
+    return load_cifar(config.dataset, config.data_dir, size)

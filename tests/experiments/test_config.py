@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
+from experiments.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    complete_settings,
+    to_json,
+)
+from experiments.errors import SettingError
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.regularizers import SehtD, SehtH
 
@@ -56,6 +64,26 @@ def test_no_fewer_than_no_images_are_held_out():
         DataConfig(validation_size=-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation_size": 200}, "validation_size must be None for digits, .* split .*, not 200"),
+        ({"data_dir": Path("there")}, "data_dir must be None for digits, .*, not there"),
+    ],
+)
+def test_what_digits_do_not_depend_on_is_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        DataConfig("digits", **settings)
+    assert DataConfig("cifar10", **settings).dataset == "cifar10"
+
+
+def test_a_number_that_was_ignored_is_no_difference():
+    stored = to_json(TrainConfig())
+    assert complete_settings(stored | {"data.validation_size": 1000}) == stored
+    cifar = to_json(TrainConfig(data=DataConfig("cifar10", validation_size=5000)))
+    assert complete_settings(cifar) == cifar
+
+
 def test_a_method_is_named_once():
     with pytest.raises(ValueError, match="the method names 'seht-h' more than once"):
         TrainConfig(method=(SehtH(), SehtD(), SehtH(lam=1.0)))
@@ -69,8 +97,8 @@ def test_a_preset_has_its_name_a_description_and_json(preset):
 
 
 def test_places_are_no_settings():
-    moved = TrainConfig(run_dir=Path("a"), data=DataConfig(data_dir=Path("b")))
-    assert to_json(moved) == to_json(TrainConfig())
+    moved = TrainConfig(run_dir=Path("a"), data=DataConfig("cifar10", data_dir=Path("b")))
+    assert to_json(moved) == to_json(TrainConfig(data=DataConfig("cifar10")))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from sweep_worker import SWEEP, with_strengths
 
-from experiments.config import to_json
+from experiments.config import DataConfig, TrainConfig, to_json
 from experiments.errors import ConfigMismatchError
+from experiments.sweep.definition import Row
 from experiments.sweep.plan import PLAN, plan_runs, write_plan
 
 
@@ -28,7 +29,9 @@ def test_runs_go_seed_by_seed_to_directories_that_their_settings_name(tmp_path):
 
 
 def test_data_may_be_elsewhere(tmp_path):
-    (run, *_) = plan_runs(SWEEP, 1, tmp_path, data_dir=Path("elsewhere"))
+    row = Row("Plain", TrainConfig(data=DataConfig("cifar10"), method=()))
+    sweep = dataclasses.replace(SWEEP, rows=(row,))
+    (run,) = plan_runs(sweep, 1, tmp_path, data_dir=Path("elsewhere"))
     assert run.config.data.data_dir == Path("elsewhere")
 
 

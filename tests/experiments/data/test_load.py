@@ -1,0 +1,19 @@
+"""From a configuration to its data set."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.config import DataConfig
+from experiments.data import load
+
+
+@pytest.mark.parametrize(("validation_size", "expected"), [(None, 1000), (0, 0), (5000, 5000)])
+def test_cifar_holds_out_what_it_is_told_and_1000_by_default(
+    monkeypatch, validation_size, expected
+):
+    calls = []
+    monkeypatch.setattr(load, "load_cifar", lambda *arguments: calls.append(arguments))
+    config = DataConfig("cifar100", data_dir=Path("there"), validation_size=validation_size)
+    load.load_dataset(config)
+    assert calls == [("cifar100", Path("there"), expected)]
