@@ -2,22 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from rich.console import Console
 
 from experiments.config import TrainConfig
-from experiments.environment import describe_environment
 from experiments.errors import DivergedError
 from experiments.file_lock import file_lock
-from experiments.training.run_directory import read_result, write_json
+from experiments.training.run_directory import read_result, read_starts, write_json
 
 RunFunction: TypeAlias = Callable[[TrainConfig, Console], dict[str, Any]]
 """Carries out a run, or goes on with it, in its run directory, as `train` does."""
 
-_DIVERGED, _ENVIRONMENT = "diverged.json", "environment.json"
+_DIVERGED = "diverged.json"
 
 
 class Outcome(NamedTuple):
@@ -56,7 +55,6 @@ def carry_out(config: TrainConfig, run: RunFunction, console: Console) -> Outcom
         except DivergedError as error:
             outcome = Outcome(None, str(error))
             write_json(directory / _DIVERGED, {"message": str(error)})
-        write_json(directory / _ENVIRONMENT, describe_environment())
         return outcome
 
 
@@ -77,15 +75,25 @@ def read_outcome(directory: Path) -> Outcome | None:
 
 
 def read_environment(directory: Path) -> dict[str, Any] | None:
-    """Read where a run was brought to its end.
+    """Read where a run was made.
 
     Args:
         directory: The run directory.
 
     Returns:
-        What `describe_environment` said there, or `None` if the run is not at its end.
+        What `describe_environment` said, or `None` if the run is not at its end. What was not the
+        same at all of its starts is text, with ``and then`` between the values.
     """
-    return _read(directory / _ENVIRONMENT)
+    starts = read_starts(directory)
+    if not starts or read_outcome(directory) is None:
+        return None
+    names = dict.fromkeys(name for start in starts for name in start)
+    return {name: _in_turn([start.get(name) for start in starts]) for name in names}
+
+
+def _in_turn(values: Sequence[Any]) -> Any:
+    different = list(dict.fromkeys(values))
+    return different[0] if len(different) == 1 else " and then ".join(map(str, different))
 
 
 def _judge(result: Mapping[str, Any]) -> Outcome:

@@ -25,7 +25,12 @@ from experiments.regularizers import Batch, InitialNetwork, describe_method
 from experiments.tasks.classification import Evaluator, make_loss_fn, make_network
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import LOG, RunLog, add_run, make_progress, read_log, show
-from experiments.training.run_directory import claim_run_directory, read_result, write_result
+from experiments.training.run_directory import (
+    claim_run_directory,
+    read_result,
+    record_start,
+    write_result,
+)
 from experiments.training.state import TrainState, init_state, make_optimizer
 from experiments.training.step import TrainStep, epoch_order, make_train_step
 from seht_jax.curvature import Curvature
@@ -66,6 +71,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if result is not None:
         console.print(f"This run is finished; its result was in {directory}.")
         return result
+    record_start(directory)
     experiment = build_experiment(config, dataset)
     state = experiment.init(config.seed)
     with Checkpoints(directory / "checkpoints") as checkpoints:

@@ -1,4 +1,4 @@
-"""The directory of one run: which configuration it belongs to, and its result."""
+"""The directory of one run: which configuration it belongs to, its starts, and its result."""
 
 import json
 import zlib
@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments.config import TrainConfig, complete_settings, to_json
 from experiments.data.dataset import Dataset
+from experiments.environment import describe_environment
 from experiments.errors import ConfigMismatchError
 
-_CONFIG, _RESULT = "config.json", "result.json"
+_CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
 
 def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) -> None:
@@ -60,6 +61,30 @@ def read_settings(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / _CONFIG
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def record_start(directory: Path) -> None:
+    """Write down where a run is begun or gone on with, after where that was done before.
+
+    Args:
+        directory: The run directory.
+    """
+    write_json(directory / _ENVIRONMENTS, [*read_starts(directory), describe_environment()])
+
+
+def read_starts(directory: Path) -> list[dict[str, Any]]:
+    """Read where a run was begun and gone on with.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        What `describe_environment` said at each start; nothing, if the run has not begun.
+    """
+    path = directory / _ENVIRONMENTS
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    # Earlier versions wrote down the last one alone.
+    return [starts] if isinstance(starts, dict) else starts
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:

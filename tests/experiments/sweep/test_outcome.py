@@ -7,7 +7,7 @@ import pytest
 
 from experiments.errors import DivergedError
 from experiments.sweep.outcome import Outcome, carry_out, read_environment, read_outcome
-from experiments.training.run_directory import write_result
+from experiments.training.run_directory import write_json, write_result
 
 RESULT = {"test_accuracy": 0.5, "train_loss": 0.25}
 
@@ -35,11 +35,34 @@ def never(config, console):
     ],
 )
 def test_the_end_of_a_run_is_kept_and_it_is_not_run_again(plain, console, run, expected):
-    assert read_outcome(plain.run_dir) is read_environment(plain.run_dir) is None
+    assert read_outcome(plain.run_dir) is None
     assert carry_out(plain, run, console) == expected
     assert carry_out(plain, never, console) == expected
     assert read_outcome(plain.run_dir) == expected
-    assert read_environment(plain.run_dir)["device"] == "cpu"
+
+
+def test_what_differs_between_the_starts_of_a_run_is_read_in_turn(tmp_path):
+    starts = [
+        {"commit": None, "jax": "0.10.1", "cpu_count": 2},
+        {"commit": "abc", "jax": "0.10.1", "cpu_count": 2},
+        {"commit": "def-dirty", "jax": "0.10.1", "cpu_count": 2},
+        {"commit": "abc", "jax": "0.10.1", "cpu_count": 2},
+    ]
+    write_json(tmp_path / "environment.json", starts)
+    assert read_environment(tmp_path) is None  # it is not at its end
+    write_result(tmp_path, RESULT)
+    assert read_environment(tmp_path) == {
+        "commit": "None and then abc and then def-dirty",
+        "jax": "0.10.1",
+        "cpu_count": 2,
+    }
+
+
+def test_the_environment_that_an_earlier_version_wrote_down_is_read(tmp_path):
+    write_result(tmp_path, RESULT)
+    assert read_environment(tmp_path) is None
+    write_json(tmp_path / "environment.json", {"commit": "abc", "device": "cpu"})
+    assert read_environment(tmp_path) == {"commit": "abc", "device": "cpu"}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

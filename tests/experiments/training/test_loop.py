@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
 from experiments.regularizers import Cutout, GaussNewton, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import _check_finite, build_experiment, train
+from experiments.training.run_directory import read_starts
 
 TIMES = {"seconds", "step_time", "images_per_second"}
 
@@ -64,6 +66,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     whole_config, expected = whole
     config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
     with monkeypatch.context() as patch:
+        patch.setattr(environment, "git_commit", lambda: "another commit")
         interrupt_at(patch, step)
         with pytest.raises(KeyboardInterrupt):
             train(config, console)
@@ -74,6 +77,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert {name: found[name] for name in found.keys() - volatile} == {
         name: expected[name] for name in expected.keys() - volatile
     }
+    starts = read_starts(config.run_dir)
+    assert [start["commit"] for start in starts] == ["another commit", environment.git_commit()]
     if step > 4:  # the first checkpoint
         assert "Going on from step" in console.file.getvalue()
 
@@ -86,8 +91,11 @@ def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
 
 def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
     first = train(plain, console)
+    starts = read_starts(plain.run_dir)
+    assert [start["device"] for start in starts] == ["cpu"]
     monkeypatch.setattr("experiments.training.loop.build_experiment", None)
     assert train(plain, console) == first
+    assert read_starts(plain.run_dir) == starts
     assert "This run is finished" in console.file.getvalue()
 
 

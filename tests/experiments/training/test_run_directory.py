@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import ConfigMismatchError
-from experiments.training.run_directory import claim_run_directory, read_settings
+from experiments.training.run_directory import (
+    claim_run_directory,
+    read_settings,
+    read_starts,
+    record_start,
+    write_json,
+)
 
 
 def test_a_directory_that_a_kill_left_before_the_settings_were_in_place_is_claimed(
@@ -31,3 +37,12 @@ def test_what_else_is_there_is_refused_beside_a_temporary_file_too(plain, tiny_d
     (plain.run_dir / "thesis.tmp").write_text("years of work")
     with pytest.raises(ConfigMismatchError, match="not empty and holds no"):
         claim_run_directory(plain.run_dir, plain, tiny_digits)
+
+
+def test_starts_are_added_to_those_before(tmp_path):
+    assert read_starts(tmp_path) == []
+    # As an earlier version wrote it down.
+    write_json(tmp_path / "environment.json", {"commit": "abc", "device": "tpu"})
+    record_start(tmp_path)
+    first, second = read_starts(tmp_path)
+    assert (first["device"], second["device"]) == ("tpu", "cpu")
