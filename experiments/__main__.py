@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.config import TrainConfig
 from experiments.data.command import PrepareConfig, run_prepare
 from experiments.demo import DemoConfig, run_demo
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, explain_os_errors
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
@@ -70,7 +70,13 @@ def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
     The same command goes on with what was interrupted; given several times, also on other machines
     with one --storage, it shares the work.
     """
-    run_sweep(config, Console())
+    with explain_os_errors(
+        f"run the sweep {config.sweep}",
+        config.resolved_output_dir,
+        "--output-dir",
+        "the checkpoints of its runs",
+    ):
+        run_sweep(config, Console())
 
 
 def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
@@ -79,7 +85,8 @@ def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
     The same command goes on with a run that was interrupted.
     """
     console = Console()
-    console.print(summary_table(train_network(preset, console)))
+    with explain_os_errors("train", preset.resolved_run_dir, "--run-dir", "its checkpoints"):
+        console.print(summary_table(train_network(preset, console)))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,9 @@
 """Errors that a person can act on; the command line prints them without a traceback."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class ExperimentError(Exception):
     """Base of all errors that say what the user can do about them."""
@@ -19,3 +23,28 @@ class ConfigMismatchError(ExperimentError):
 
 class DivergedError(ExperimentError):
     """A loss or gradient became infinite or not a number."""
+
+
+@contextlib.contextmanager
+def explain_os_errors(what: str, directory: Path, option: str, room: str) -> Iterator[None]:
+    """Say of an error of the file system what it was for, and what to do.
+
+    Args:
+        what: What is done meanwhile, ``prepare cifar10`` for one.
+        directory: Where that writes to.
+        option: The command line's option that chooses the directory.
+        room: What there must be room for.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ExperimentError: In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ExperimentError(
+            f"Could not {what} in {directory}: {error}\nPass {option} with a directory that can be "
+            f"written and has room for {room}."
+        ) from error

@@ -18,7 +18,7 @@ from rich.progress import (
 from experiments.data.archive import check_archive, fetch_archive
 from experiments.data.cifar import DEFAULT_DATA_DIR, CifarName, open_prepared
 from experiments.data.cifar_builder import Cifar10, Cifar100
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, explain_os_errors
 from experiments.file_lock import file_lock
 
 _BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100}
@@ -51,7 +51,7 @@ def prepare_cifar(
     staging = downloads / f"{name}.incomplete"
     builder = _BUILDERS[name](data_dir=staging, file_format="array_record")
     target = data_dir / name / str(builder.version)
-    try:
+    with explain_os_errors(f"prepare {name}", data_dir, "--data-dir", "1 GB"):
         if not target.exists():
             with file_lock(downloads / f"{name}.lock"):
                 if not target.exists():  # nobody else has prepared it meanwhile
@@ -59,11 +59,6 @@ def prepare_cifar(
                     _write(builder, path, staging, target, console)
                     console.print(f"{_describe(name, target)}.", highlight=False, soft_wrap=True)
                     return target
-    except OSError as error:
-        raise ExperimentError(
-            f"Could not prepare {name} in {data_dir}: {error}\nPass --data-dir with a directory "
-            "that can be written and has room for 1 GB."
-        ) from error
     console.print(
         f"Already there: {_describe(name, target)}. Nothing was changed; --data-dir prepares it "
         "in another place.",

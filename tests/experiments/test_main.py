@@ -78,6 +78,27 @@ def test_missing_data_are_explained_without_a_traceback(tmp_path, capsys, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["train", "digits"], "--run-dir"),
+        (["sweep", "digits-small"], "--output-dir"),
+        (["data", "prepare", "cifar10"], "--data-dir"),
+    ],
+    ids=["train", "sweep", "data"],
+)
+def test_a_directory_that_can_not_be_written_is_explained_without_a_traceback(
+    tmp_path, capsys, arguments, option
+):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    directory = tmp_path / "thesis.txt" / "run"
+    assert command_line.main([*arguments, option, str(directory)]) == 1
+    error = capsys.readouterr().err
+    assert f"in {directory}: " in error
+    assert "Not a directory" in error
+    assert f"Pass {option} with a directory that can be written" in error
+
+
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
     def interrupted(config, console):
         raise KeyboardInterrupt
