@@ -21,6 +21,10 @@ class ConfigMismatchError(ExperimentError):
     """A run directory belongs to another configuration."""
 
 
+class StorageError(ExperimentError):
+    """The database of a sweep's queue can not be used, perhaps for a moment alone."""
+
+
 class DivergedError(ExperimentError):
     """A loss or gradient became infinite or not a number."""
 

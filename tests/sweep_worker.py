@@ -6,6 +6,7 @@ It takes runs from workers that were silent for GRACE_SECONDS. With `hang`, it s
 middle of its first run, to be killed there.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -13,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import sqlalchemy
 from rich.console import Console
 
 from experiments.config import TrainConfig
@@ -64,6 +66,21 @@ def hanging_run(config, console):
     config.run_dir.mkdir()
     (config.run_dir / "checkpoint").touch()
     time.sleep(600)
+
+
+@contextlib.contextmanager
+def database_away(queue):
+    """Let every question to the queue's database fail."""
+
+    def fail(connection, cursor, statement, parameters, context, executemany):
+        raise sqlalchemy.exc.OperationalError(statement, parameters, OSError("the server is away"))
+
+    arguments = (queue._storage.engine, "before_cursor_execute", fail)
+    sqlalchemy.event.listen(*arguments)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(*arguments)
 
 
 def begun(output_dir):

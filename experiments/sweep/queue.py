@@ -22,9 +22,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, StorageError
 from experiments.sweep.definition import Sweep
 from experiments.sweep.lock import database_lock
 from experiments.sweep.plan import PlannedRun, check_settings, settings_of
@@ -32,6 +32,8 @@ from experiments.sweep.plan import PlannedRun, check_settings, settings_of
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 
+# What Optuna and SQLAlchemy raise where the database does not do what it is asked.
+_DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 _LARGEST_SEED = 2**31 - 1
 _FAILURE = "failure"
 _SQLITE_TIMEOUT_SECONDS = 100
@@ -79,7 +81,10 @@ class Progress(NamedTuple):
 
 
 class RunQueue:
-    """The runs of a sweep, of which each is taken by one worker at a time."""
+    """The runs of a sweep, of which each is taken by one worker at a time.
+
+    Every method but `heartbeat` may raise `StorageError`, and may be called again after it.
+    """
 
     def __init__(
         self,
@@ -103,7 +108,8 @@ class RunQueue:
 
         Raises:
             ConfigMismatchError: If the study holds runs with other settings.
-            ExperimentError: If the database is of another kind or does not answer.
+            ExperimentError: If the database is of another kind.
+            StorageError: If the database does not answer.
         """
         _check_url(url)
         self._url = url
@@ -113,30 +119,25 @@ class RunQueue:
         self._ranges = _ranges(runs)
         self._heartbeat_seconds = heartbeat_seconds
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            # Locked from the beginning: two workers must not make the tables at once either.
-            with self._lock():
-                self._storage = _open_storage(url, heartbeat_seconds, grace_seconds)
-                self._study = optuna.create_study(
-                    study_name=study_name,
-                    storage=self._storage,
-                    sampler=optuna.samplers.RandomSampler(),  # which is never asked
-                    direction="maximize",
-                    load_if_exists=True,
-                )
-                check_settings(
-                    self._study.user_attrs.get("settings", {}),
-                    sweep,
-                    f"The study {study_name!r} in {_without_password(url)}",
-                    "Pass another --study and --output-dir, or take back the changes to go on "
-                    "with what is there.",
-                )
-                self._study.set_user_attr("settings", settings_of(sweep))
-                self._enqueue_missing()
-        except (DatabaseError, StorageInternalError) as error:
-            raise ExperimentError(
-                f"the storage {_without_password(url)} can not be used: {error}"
-            ) from error
+        # Locked from the beginning: two workers must not make the tables at once either.
+        with self._lock():
+            self._storage = _open_storage(url, heartbeat_seconds, grace_seconds)
+            self._study = optuna.create_study(
+                study_name=study_name,
+                storage=self._storage,
+                sampler=optuna.samplers.RandomSampler(),  # which is never asked
+                direction="maximize",
+                load_if_exists=True,
+            )
+            check_settings(
+                self._study.user_attrs.get("settings", {}),
+                sweep,
+                f"The study {study_name!r} in {_without_password(url)}",
+                "Pass another --study and --output-dir, or take back the changes to go on "
+                "with what is there.",
+            )
+            self._study.set_user_attr("settings", settings_of(sweep))
+            self._enqueue_missing()
 
     def claim(self) -> Claim | None:
         """Take the first run that waits, those of workers that died included.
@@ -187,7 +188,7 @@ class RunQueue:
         def beat() -> None:
             while not ended.wait(self._heartbeat_seconds):
                 # A server that is away for a moment costs a beat, not the run.
-                with contextlib.suppress(SQLAlchemyError, StorageInternalError):
+                with contextlib.suppress(*_DATABASE_ERRORS):
                     self._storage.record_heartbeat(claim.trial_id)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -252,7 +253,8 @@ class RunQueue:
         Returns:
             How far they are.
         """
-        by_state = {state: self._trials(state) for state in TrialState}
+        with self._errors_named():
+            by_state = {state: self._trials(state) for state in TrialState}
         finished, diverged = by_state[TrialState.COMPLETE], by_state[TrialState.PRUNED]
         running = by_state[TrialState.RUNNING]
         return Progress(
@@ -263,8 +265,26 @@ class RunQueue:
             seconds_left=self._seconds_left(finished, done=[*finished, *diverged]),
         )
 
-    def _lock(self) -> contextlib.AbstractContextManager[None]:
-        return database_lock(self._url, f"sweep {self._study_name}")
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with self._errors_named(), database_lock(self._url, f"sweep {self._study_name}"):
+            yield
+
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Say of an error of the database which storage it is.
+
+        Raises:
+            StorageError: In place of it.
+        """
+        try:
+            yield
+        except _DATABASE_ERRORS as error:
+            # Optuna's own words are a guess at the cause, which SQLAlchemy's name.
+            cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+            raise StorageError(
+                f"the storage {_without_password(self._url)} can not be used: {cause or error}"
+            ) from error
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False, states=states)
@@ -296,9 +316,10 @@ class RunQueue:
         values: Sequence[float] | None = None,
     ) -> bool:
         try:
-            for name, value in attributes.items():
-                self._storage.set_trial_user_attr(claim.trial_id, name, value)
-            self._storage.set_trial_state_values(claim.trial_id, state, values)
+            with self._errors_named():
+                for name, value in attributes.items():
+                    self._storage.set_trial_user_attr(claim.trial_id, name, value)
+                self._storage.set_trial_state_values(claim.trial_id, state, values)
         except UpdateFinishedTrialError:
             return False
         return True

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import __main__ as command_line
+from experiments.errors import ExperimentError
 from experiments.regularizers import SehtD
 
 
@@ -97,6 +98,15 @@ def test_a_directory_that_can_not_be_written_is_explained_without_a_traceback(
     assert f"in {directory}: " in error
     assert "Not a directory" in error
     assert f"Pass {option} with a directory that can be written" in error
+
+
+def test_an_error_is_shown_as_it_is(monkeypatch, capsys):
+    def failing(config, console):
+        raise ExperimentError("no such row [parameters: (1,)]")
+
+    monkeypatch.setattr(command_line, "train_network", failing)
+    assert command_line.main(["train", "digits"]) == 1
+    assert "error: no such row [parameters: (1,)]\n" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from sweep_worker import NUM_RUNS, SWEEP, begun, with_strengths
 
 from experiments.config import TrainConfig
-from experiments.errors import ConfigMismatchError, ExperimentError
+from experiments.errors import ConfigMismatchError, ExperimentError, StorageError
 from experiments.sweep.definition import Row
 
 
@@ -214,6 +214,31 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(tmp_path):
     with pytest.raises(ExperimentError, match="can not be used") as caught:
         sweep_worker.open_queue(url, tmp_path)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda queue, claim: queue.claim(),
+        lambda queue, claim: queue.progress(),
+        lambda queue, claim: queue.complete(claim, {"test_accuracy": 0.5}, 0.5),
+        lambda queue, claim: queue.diverge(claim, "The run diverged at step 7."),
+        lambda queue, claim: queue.fail(claim, "OutOfMemory()"),
+        lambda queue, claim: queue.give_back(claim),
+    ],
+    ids=["claim", "progress", "complete", "diverge", "fail", "give_back"],
+)
+def test_a_database_that_goes_away_is_named_without_its_password(open_queue, monkeypatch, call):
+    queue = open_queue(num_seeds=1)
+    claim, before = queue.claim(), queue.progress()
+    with sweep_worker.database_away(queue), monkeypatch.context() as patch:
+        name = "experiments.sweep.queue.make_url"
+        patch.setattr(name, lambda url: sqlalchemy.make_url("postgresql://me:secret@host/db"))
+        with pytest.raises(StorageError, match=r"can not be used: .*server is away") as caught:
+            call(queue, claim)
+    assert "postgresql://me:***@host/db" in str(caught.value)
+    assert queue.progress() == before
+    call(queue, claim)
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
