@@ -66,6 +66,25 @@ def test_groups_of_a_wide_resnet_halve_the_image_and_double_the_channels():
     assert found == [(32, 32, 48), (16, 16, 96), (8, 8, 192)]
 
 
+def test_initial_weights_of_a_wide_resnet():
+    init = jax.jit(partial(wide_resnet(10, 4, 10).init, train=False))
+    params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    block = params["group1_block1"]
+    for layer in (params["stem_conv"], block["conv1"], block["shortcut_conv"]):
+        kernel = np.asarray(layer["kernel"])
+        height, width, inputs, outputs = kernel.shape
+        assert inputs < outputs
+        expected = (2 / (height * width * outputs)) ** 0.5
+        assert kernel.std() == pytest.approx(expected, rel=4 / (2 * kernel.size) ** 0.5)
+    # Neither uniform nor truncated at two standard deviations.
+    kernel = np.asarray(block["conv1"]["kernel"])
+    assert np.abs(kernel).max() > 3 * kernel.std()
+    head = params["head"]
+    np.testing.assert_array_equal(head["bias"], 0)
+    bound = head["kernel"].shape[0] ** -0.5
+    assert 0.99 * bound < np.abs(head["kernel"]).max() <= bound
+
+
 def test_wide_resnet_drops_out_in_training():
     model = wide_resnet(10, 1, 10, dropout_rate=0.5)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
