@@ -32,6 +32,7 @@ from benchmarks.report import (
 from benchmarks.variants import ONE_KEY, plain_step
 
 CHUNK_SIZE = 16
+WORTH_MEASURING_SECONDS = 60.0
 WHOLE = "the whole network"
 
 
@@ -44,8 +45,8 @@ class ExactTraceConfig:
     width: int = 64
     """Channels of its first stage."""
     weights: int = 64
-    """How many weights of a layer are measured, at most; its others are extrapolated from them. 0
-    measures all."""
+    """How many weights of a layer are measured, at most; its others are extrapolated from them,
+    unless all of them take less than a minute by that. 0 measures all."""
     quick: bool = False
     """Test the benchmark: a tiny network; no result."""
 
@@ -145,8 +146,12 @@ def measure_layer(model: BenchmarkModel, layer: str, max_weights: int) -> LayerC
     seconds = seconds_for(num_measured)
     if num_measured <= CHUNK_SIZE:
         return LayerCost(layer, weights.size, num_measured, seconds, seconds / num_measured)
-    slope = (seconds - seconds_for(CHUNK_SIZE)) / (num_measured - CHUNK_SIZE)
-    return LayerCost(layer, weights.size, num_measured, seconds, max(slope, 0.0))
+    slope = max(seconds - seconds_for(CHUNK_SIZE), 0.0) / (num_measured - CHUNK_SIZE)
+    cost = LayerCost(layer, weights.size, num_measured, seconds, slope)
+    if num_measured < weights.size and cost.seconds < WORTH_MEASURING_SECONDS:
+        # From few weights what they share looks like a part of each: ten times too much.
+        return measure_layer(model, layer, 0)
+    return cost
 
 
 def whole_network(model: BenchmarkModel, costs: Sequence[LayerCost]) -> LayerCost:
@@ -214,7 +219,7 @@ def _table(model: BenchmarkModel, costs: Sequence[LayerCost], plain_seconds: flo
     )
     table.caption = (
         "¹ extrapolated from the weights that were measured; for the whole network, from the "
-        "dearest layer."
+        "dearest of these layers."
     )
     table.caption_justify = "left"
     return table

@@ -23,7 +23,8 @@ def model():
     return build_benchmark_model("resnet18", QUICK_SIZES["resnet18"])
 
 
-def test_the_table_says_what_was_extrapolated():
+def test_the_table_says_what_was_extrapolated(monkeypatch):
+    monkeypatch.setattr(exact_trace, "WORTH_MEASURING_SECONDS", 0.0)
     console = Console(file=io.StringIO(), width=120)
     config = ExactTraceConfig(weights=50, quick=True)
     report = json.loads(run_exact_trace(config, console).read_text())
@@ -39,6 +40,11 @@ def test_the_table_says_what_was_extrapolated():
     assert "¹" in lines["stem_conv"]
     assert "¹" not in lines["head"]
     assert "¹" in lines[exact_trace.WHOLE]
+
+
+def test_a_layer_that_takes_less_than_a_minute_is_measured_whole(model):
+    cost = measure_layer(model, "stem_conv", 50)
+    assert (cost.num_weights, cost.num_measured) == (108, 108)
 
 
 def test_the_whole_network_is_at_the_price_of_the_dearest_layer(model):
