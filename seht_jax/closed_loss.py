@@ -153,12 +153,14 @@ def _trace(
 ) -> tuple[core.ClosedJaxpr, Callable[[Sequence[Array]], PyTree]]:
     aux_leaves: list[Any] = []
     aux_structure = None
+    replaced: list[Any] = []
 
     def flat_loss(params: PyTree) -> list[Array]:
-        nonlocal aux_leaves, aux_structure
-        given = jax.tree.leaves_with_path(params)
+        nonlocal aux_leaves, aux_structure, replaced
+        given = dict(jax.tree.leaves_with_path(params))
         result = loss_fn(params, *args, **kwargs)
-        _check_unchanged(params, given, name)
+        found = dict(jax.tree.leaves_with_path(params))
+        replaced = [path for path in given | found if given.get(path) is not found.get(path)]
         loss, aux = _split_result(result, has_aux=has_aux, name=name)
         leaves, aux_structure = jax.tree.flatten(aux)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
@@ -166,6 +168,8 @@ def _trace(
         return [loss, *arrays]
 
     closed = jax.make_jaxpr(flat_loss)(params)
+    if replaced:
+        _check_unchanged(lambda params: loss_fn(params, *args, **kwargs), params, replaced, name)
 
     def restore_aux(arrays: Sequence[Array]) -> PyTree:
         remaining = iter(arrays)
@@ -175,15 +179,30 @@ def _trace(
     return closed, restore_aux
 
 
-def _check_unchanged(params: PyTree, given: Sequence[tuple[Any, Any]], name: str) -> None:
+def _check_unchanged(
+    loss_fn: Callable[[PyTree], Any], params: PyTree, replaced: Sequence[Any], name: str
+) -> None:
     """Refuse a loss that writes into its params, whose change would be lost without a word.
 
     Raises:
-        TypeError: If a leaf has been replaced, added or removed.
+        TypeError: If a leaf has another value afterwards, or has been added or removed.
     """
-    found = dict(jax.tree.leaves_with_path(params))
-    changed = [path for path, leaf in given if found.pop(path, None) is not leaf]
-    paths = ", ".join(f"params{jax.tree_util.keystr(path)}" for path in [*changed, *found])
+    positions = {path: i for i, (path, _) in enumerate(jax.tree.leaves_with_path(params))}
+
+    def values_after(params: PyTree) -> list[Array]:
+        loss_fn(params)
+        found = dict(jax.tree.leaves_with_path(params))
+        return [found[path] for path in replaced if path in found and path in positions]
+
+    jaxpr = jax.make_jaxpr(values_after)(params).jaxpr
+    outputs = iter(jaxpr.outvars) if len(jaxpr.outvars) == len(replaced) else None
+    changed = [
+        path
+        for path in replaced
+        # NNX's transformations replace every leaf, most of them by themselves.
+        if outputs is None or not _is_input(jaxpr, next(outputs), jaxpr.invars[positions[path]])
+    ]
+    paths = ", ".join(f"params{jax.tree_util.keystr(path)}" for path in changed)
     if paths:
         message = (
             f"{name} changed the params in place, at {paths}; it must be pure: the change would be "
@@ -193,6 +212,26 @@ def _check_unchanged(params: PyTree, given: Sequence[tuple[Any, Any]], name: str
             "nnx.state(model, nnx.Not(nnx.Param)))"
         )
         raise TypeError(message)
+
+
+def _is_input(jaxpr: core.Jaxpr, variable: Any, invar: Any) -> bool:
+    """Tell whether a variable is an input that calls have handed through."""
+    if variable is invar:
+        return True
+    for equation in jaxpr.eqns:
+        if any(variable is outvar for outvar in equation.outvars):
+            inner = equation.params.get("jaxpr")
+            if inner is None:
+                return False
+            inner = getattr(inner, "jaxpr", inner)
+            if len(inner.invars) != len(equation.invars):
+                return True  # not a plain call: nothing is known, and nothing refused
+            inner_variable = inner.outvars[equation.outvars.index(variable)]
+            return any(
+                inner_variable is inner_invar and _is_input(jaxpr, outer, invar)
+                for outer, inner_invar in zip(equation.invars, inner.invars, strict=True)
+            )
+    return False
 
 
 _ARRAY = object()  # stands for an array among the leaves of the aux
