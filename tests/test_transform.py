@@ -227,7 +227,7 @@ def test_in_front_of_multi_steps_each_mini_step_is_penalised(problem):
 
 STATIC = (
     *("p", "key", "every", "num_probes", "probe_batch", "num_branches"),
-    *("curvature", "layers", "rescale"),
+    *("curvature", "layers", "rescale", "scale_free"),
 )
 
 
@@ -299,10 +299,17 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
 
 @pytest.mark.parametrize(
     ("lam", "relative", "share"),
-    [(1e6, 0.25, 0.25), (math.inf, 0.25, 0.25), (-1e6, 0.1, 0.1), (1e-9, 0.25, None)],
+    [
+        (1e6, 0.25, 0.25),
+        (math.inf, 0.25, 0.25),
+        (-math.inf, 0.25, 0.25),
+        (-1e6, 0.1, 0.1),
+        (1e-9, 0.25, None),
+    ],
 )
-def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, share):
-    tx = seht.add_hessian_trace(None, lam, KEY, relative=relative)
+@pytest.mark.parametrize("kind", [float, jnp.asarray, optax.constant_schedule])
+def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, share, kind):
+    tx = seht.add_hessian_trace(None, kind(lam), KEY, relative=relative)
     params, slope = jax.tree.map(jnp.asarray, (DIAGONAL, SLOPE))
     updates, _ = tx.update(slope, tx.init(params), params, value_fn=diagonal)
     penalty = jax.tree.map(jnp.subtract, updates, slope)
@@ -316,6 +323,14 @@ def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, sh
         abs(lam) * optax.tree.norm(direction) if share is None else share * optax.tree.norm(slope)
     )
     chex.assert_trees_all_close(optax.tree.norm(penalty), expected, rtol=1e-5)
+
+
+def test_a_negative_share_that_is_traced_is_none(params):
+    def update(share):
+        tx = seht.add_hessian_trace(None, 0.1, KEY, relative=share)
+        return tx.update(params, tx.init(params), params, value_fn=diagonal)[0]
+
+    chex.assert_trees_all_equal(jax.jit(update)(-0.25), jax.tree.map(jnp.asarray, params))
 
 
 def at_full_share(share):
