@@ -54,8 +54,9 @@ def make_contribution(penalty: Penalty, *, bound: float | None, scale_free: bool
         raise ValueError(message)
     if penalty.p_layers < 1:
         message = (
-            "scale_free=True needs p=None (SEHT-H): most draws of SEHT-D are of no layer or a few, "
-            f"and no measure of the trace; p is {penalty.p_layers}. Divide lam by a trace instead"
+            "scale_free=True needs all layers (p=None, SEHT-H): most draws of SEHT-D are of no "
+            f"layer or a few, and no measure of the trace; p is {penalty.p_layers}. Divide lam by "
+            "a trace instead"
         )
         raise ValueError(message)
     return relative_to_itself

@@ -38,8 +38,9 @@ class AddHessianTraceState(NamedTuple):
     Attributes:
         key: The key of the next step.
         count: The number of steps taken.
-        estimate: The last estimate of tr(H); 0 before the first, and where no layer was drawn.
-            Steps between the penalised ones keep it.
+        estimate: The last estimate of the trace, of the Hessian or of the Gauss-Newton matrix; 0
+            before the first, and where no layer was drawn. Steps between the penalised ones keep
+            it.
     """
 
     key: PRNGKeyArray
@@ -70,7 +71,9 @@ def add_hessian_trace(
     gradient together with the loss's, and is cheaper). After an adaptive scaling and before the
     learning rate it is decoupled from it, as AdamW's weight decay is.
 
-    What to begin with is the Gauss-Newton form and the strength that `regularize` recommends.
+    Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and the strength
+    ``lambda step: 0.2 * (step / num_steps) ** 2``. The defaults are the paper's estimator, whose
+    trace has no lower bound: minimising it seeks negative curvature, which destroys the training.
 
     `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with
     `value_fn(params)` the scalar loss on the batch.
@@ -80,7 +83,8 @@ def add_hessian_trace(
     .. math:: \lambda \leftarrow \operatorname{sign}(\lambda) \min\Big(|\lambda|,
         r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)
 
-    in the norm over all params. Then no curvature can run away with the training: for r < 1 the
+    in the norm over all params (with `scale_free`, the gradient is that of its penalty). Then no
+    curvature can run away with the training: for r < 1 the
     loss still falls along the sum, to first order, where u is its gradient. It is no gradient of
     any value, which is why `regularize` does not have it.
 

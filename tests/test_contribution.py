@@ -90,9 +90,26 @@ def test_the_optax_form_adds_the_same_gradient(num_probes):
     chex.assert_trees_all_close(state.estimate, jnp.float32(trace(3.0, W)), rtol=1e-6)
 
 
+def test_under_shard_map_loss_and_trace_are_those_of_each_shard(two_devices):
+    scales = jnp.array([1.0, 3.0])
+
+    def gradient(w, scale):
+        def average(w):
+            return jax.lax.pmean(penalised(scaled_loss(scale[0]))(w), "data")
+
+        return jax.grad(average)(w)
+
+    spec = jax.sharding.PartitionSpec
+    sharded = jax.shard_map(
+        gradient, mesh=two_devices, in_specs=(spec(), spec("data")), out_specs=spec()
+    )
+    each = [jax.grad(penalised(scaled_loss(scale)))(jnp.asarray(W)) for scale in (1.0, 3.0)]
+    chex.assert_trees_all_close(jax.jit(sharded)(jnp.asarray(W), scales), sum(each) / 2, rtol=1e-10)
+
+
 ERRORS = [
     ({"curvature": "hessian"}, 'scale_free=True needs curvature="gauss_newton"'),
-    ({"p": 0.1}, r"scale_free=True needs p=None.* p is 0\.1"),
+    ({"p": 0.1}, r"scale_free=True needs all layers \(p=None, .* p is 0\.1"),
     ({"num_probes": 3, "probe_batch": 2}, "scale_free needs all probes at once: .* which is 2"),
 ]
 

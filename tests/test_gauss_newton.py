@@ -128,7 +128,7 @@ def test_the_exact_trace_is_that_of_the_dense_matrix(case_name):
     oracle.assert_close(trace, jnp.trace(matrix(params)))
 
 
-@pytest.mark.parametrize("case_name", ["cross_entropy", "language_model"])
+@pytest.mark.parametrize("case_name", ["cross_entropy", "squared_error", "language_model"])
 def test_the_stochastic_estimators_have_the_trace_as_mean(case_name):
     loss_fn, params, matrix = loss_and_matrix(case_name)
     dense = matrix(params)
@@ -140,6 +140,7 @@ def test_the_stochastic_estimators_have_the_trace_as_mean(case_name):
     sparse = seht.masked_trace(loss_fn, key, (0.5, 0.5), num_probes=500, rescale=True, **options)
     estimate = jax.jit(sparse)(params)
     assert abs(estimate.mean - trace) < 4 * estimate.standard_error
+    assert jnp.all(estimate.samples >= 0)
     by_layer = jax.jit(seht.layer_traces(loss_fn, key, num_probes=500, **options))(params)
     sizes = {name: ravel_pytree(layer)[0].size for name, layer in params.items()}
     end = 0
@@ -417,6 +418,38 @@ def marked_rounds(w):
     return jax.lax.fori_loop(0, 3, lambda _, x: seht.outputs(w * x), jnp.ones(3))
 
 
+def penalised_with(p, **settings):
+    def call(loss_fn, w):
+        options = settings | {"curvature": "gauss_newton"}
+        return seht.regularize(loss_fn, jax.random.key(0), p, LAM, **options)(w)
+
+    return call
+
+
+def updated_with(loss_fn, w):
+    tx = seht.add_hessian_trace(None, LAM, jax.random.key(0), curvature="gauss_newton")
+    return tx.update(w, tx.init(w), w, value_fn=loss_fn)
+
+
+def estimated_with(estimator, *arguments):
+    def call(loss_fn, w):
+        return estimator(loss_fn, *arguments, curvature="gauss_newton")(w)
+
+    return call
+
+
+CALLS = {
+    "regularize": penalised_with(None),
+    "SEHT-D": penalised_with(0.1),
+    "not active": penalised_with(None, active=False),
+    "add_hessian_trace": updated_with,
+    "hutchinson_trace": estimated_with(seht.hutchinson_trace, jax.random.key(0)),
+    "masked_trace": estimated_with(seht.masked_trace, jax.random.key(0), 0.1),
+    "layer_traces": estimated_with(seht.layer_traces, jax.random.key(0)),
+    "exact_trace": estimated_with(seht.exact_trace),
+}
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "error", "message"),
     [
@@ -448,21 +481,16 @@ def marked_rounds(w):
         "in_shard_map",
     ],
 )
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda loss_fn, w: seht.regularize(
-            loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton"
-        )(w),
-        lambda loss_fn, w: seht.hutchinson_trace(
-            loss_fn, jax.random.key(0), curvature="gauss_newton"
-        )(w),
-    ],
-    ids=["regularize", "hutchinson_trace"],
-)
+@pytest.mark.parametrize("call", ["regularize", "hutchinson_trace"])
 def test_a_mark_that_can_not_work_is_an_error(loss_fn, error, message, call):
     with pytest.raises(error, match=message):
-        call(loss_fn, jnp.ones(3))
+        CALLS[call](loss_fn, jnp.ones(3))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_function_that_has_the_form_says_where_the_mark_goes(call):
+    with pytest.raises(ValueError, match=r"ends; mark the outputs .* logits = seht\.outputs\("):
+        CALLS[call](lambda w: jnp.sum(w**2), jnp.ones(3))
 
 
 def test_the_mark_changes_nothing_for_the_hessian():

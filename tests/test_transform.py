@@ -61,11 +61,6 @@ def penalised_gradient(value_fn, params, key, p=None, lam=LAM, **options):
     return jax.jit(jax.grad(seht.regularize(value_fn, key, p, lam, **options)))(params)
 
 
-def two_devices():
-    kinds = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((2,), ("data",), kinds, devices=jax.devices()[:2])
-
-
 def diagonal(params):
     """A diagonal Hessian, so that the estimate does not depend on the signs."""
     return jnp.sum(params["w"] ** 4) + jnp.sum(params["b"] ** 3)
@@ -268,9 +263,8 @@ def test_updates_have_the_dtypes_of_the_gradients(params, dtype, p):
 
 
 @pytest.mark.parametrize("p", [None, (0.5, 0.5)])
-def test_on_several_devices_each_penalises_its_shard(params, p):
+def test_on_several_devices_each_penalises_its_shard(params, p, two_devices):
     """`shard_map` with `check_vma`: both branches must vary alike."""
-    mesh = two_devices()
     tx = seht.add_hessian_trace(p, 0.1, KEY, every=2)
 
     def step(params, state, x):
@@ -283,7 +277,7 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
 
     spec = jax.sharding.PartitionSpec
     sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(spec(), spec(), spec("data")), out_specs=spec()
+        step, mesh=two_devices, in_specs=(spec(), spec(), spec("data")), out_specs=spec()
     )
     updates, estimate = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
@@ -339,17 +333,15 @@ def at_full_share(share):
     return combined(1, factor)
 
 
-def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params):
-    mesh = two_devices()
+def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params, two_devices):
     spec = {"w": jax.sharding.PartitionSpec("data"), "b": jax.sharding.PartitionSpec()}
-    sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
+    sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(two_devices, s), spec)
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
     (updates,), _ = run(tx, diagonal, jax.device_put(params, sharding))
     chex.assert_trees_all_close(updates, at_full_share(0.25), rtol=1e-6)
 
 
-def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
-    mesh = two_devices()
+def test_the_bounded_share_is_that_of_each_device_under_shard_map(params, two_devices):
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
 
     def step(params, state, x):
@@ -363,7 +355,7 @@ def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
 
     spec = jax.sharding.PartitionSpec
     sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(spec(), spec(), spec("data")), out_specs=spec("data")
+        step, mesh=two_devices, in_specs=(spec(), spec(), spec("data")), out_specs=spec("data")
     )
     updates = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
     for device, scale in enumerate([1.0, 3.0]):
