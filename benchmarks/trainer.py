@@ -26,10 +26,8 @@ from benchmarks.report import (
 )
 from benchmarks.variants import ONE_KEY
 from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.data.augment import normalise
 from experiments.data.dataset import Dataset, make_dataset
-from experiments.regularizers import Batch
-from experiments.tasks.classification import make_loss_fn, make_network
+from experiments.tasks.classification import make_loss_fn, make_network, prepare_batch
 from experiments.training.loop import Experiment, build_experiment
 
 NUM_IMAGES = 2048
@@ -138,23 +136,21 @@ def _loop(experiment: Experiment) -> Program:
 
 
 def _bare(experiment: Experiment, num_steps: int) -> Program:
-    dataset, batch_size = experiment.dataset, experiment.config.batch_size
     state = experiment.init(0)
-    batch = Batch(
-        normalise(dataset.train.images[:batch_size], dataset.mean, dataset.standard_deviation),
-        jax.nn.one_hot(dataset.train.labels[:batch_size], dataset.num_classes),
+    batch = prepare_batch(
+        experiment.dataset, experiment.task.first_examples(experiment.config.batch_size)
     )
 
     @jax.jit
-    def step(params: Any, batch_stats: Any, opt_state: Any) -> tuple[Any, Any, Any]:
-        network = make_network(experiment.model, batch_stats, state.key)
+    def step(params: Any, network_state: Any, opt_state: Any) -> tuple[Any, Any, Any]:
+        network = make_network(experiment.model, network_state, state.key)
         loss_fn = make_loss_fn(network, (), batch)
         (_, outputs), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = experiment.tx.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), outputs.batch_stats, opt_state
+        return optax.apply_updates(params, updates), outputs.network_state, opt_state
 
     def run(_: Any) -> None:
-        carry = state.params, state.batch_stats, state.opt_state
+        carry = state.params, state.network_state, state.opt_state
         for _step in range(num_steps):
             carry = step(*carry)
         jax.block_until_ready(carry)
