@@ -299,7 +299,5 @@ def trace_sample(
     Returns:
         The estimate.
     """
-    estimate = seht.hutchinson_trace(
-        loss_fn, key, num_probes=1, has_aux=True, curvature=curvature
-    )
+    estimate = seht.hutchinson_trace(loss_fn, key, num_probes=1, has_aux=True, curvature=curvature)
     return jnp.asarray(estimate(params).mean)

@@ -408,9 +408,7 @@ class TextEvaluator(Evaluator):
         )
 
 
-def _window(
-    strands: Int[Array, "strands time"], start: Int[Array, ""] | int, length: int
-) -> Batch:
+def _window(strands: Int[Array, "strands time"], start: Int[Array, ""] | int, length: int) -> Batch:
     inputs, labels = (
         jax.lax.dynamic_slice_in_dim(strands, first, length, axis=1) for first in (start, start + 1)
     )

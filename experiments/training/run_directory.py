@@ -16,9 +16,7 @@ from experiments.errors import ConfigMismatchError
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
 
-def claim_run_directory(
-    directory: Path, config: TrainConfig, dataset: Dataset | Corpus
-) -> None:
+def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset | Corpus) -> None:
     """Make a run directory, or check that an existing one belongs to the same run.
 
     Args:

@@ -21,6 +21,7 @@ from experiments.training.state import TrainState
 
 TrainStep: TypeAlias = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
+
 def make_train_step(
     task: Task,
     tx: optax.GradientTransformationExtraArgs,

@@ -22,9 +22,9 @@ from experiments.regularizers import (
     parse_method,
 )
 from experiments.regularizers.registry import REGULARIZERS
+from experiments.tasks.classification import epoch_order
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.loop import build_experiment
-from experiments.tasks.classification import epoch_order
 
 # Strong enough to show within two steps.
 WORDS = {

@@ -13,9 +13,9 @@ import pytest
 from experiments.config import OptimizerConfig
 from experiments.errors import SettingError
 from experiments.regularizers import Regularizer, SehtD, SehtH
+from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
 from experiments.training.state import make_optimizer, make_schedule
-from experiments.tasks.classification import epoch_order
 
 
 @dataclasses.dataclass(frozen=True)
