@@ -20,8 +20,8 @@ class PrepareConfig:
     dataset: tyro.conf.Positional[CifarName | Literal["wikitext2"]]
     """Which data set."""
     data_dir: Path | None = None
-    """Where it goes: TFDS's data directory; by default TFDS's own, ~/tensorflow_datasets. WikiText-2
-    gets the directory wikitext-2 there."""
+    """Where it goes: TFDS's data directory, by default TFDS's own, ~/tensorflow_datasets.
+    WikiText-2 gets the directory wikitext-2 there."""
     archive: Path | None = None
     """The official archive (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz), where it was fetched
     by other means; by default it is downloaded to the data directory's downloads. Not for

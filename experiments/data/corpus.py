@@ -25,8 +25,8 @@ def make_corpus(
         validation: Those of the validation text.
         test: Those of the test text.
         train_tokens: How many of the training text's to keep, from the beginning; `None` is all.
-            The vocabulary is then that of the words kept, and of `UNKNOWN`, which all others become;
-            of a whole text it is that of all three.
+            The vocabulary of a beginning is that of its words, and of `UNKNOWN`, which all others
+            become; that of a whole text is that of all three texts.
         evaluation_tokens: How many of the validation and of the test text's to keep.
 
     Returns:

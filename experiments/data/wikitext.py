@@ -61,8 +61,8 @@ FILES = {
 }
 
 _HOW_TO_GET_IT = """\
-Pass --data-dir with the directory that has {directory}/train.txt, valid.txt and test.txt in it, or \
-these files themselves. With a network, this fetches them:
+Pass --data-dir with the directory that has {directory}/train.txt, valid.txt and test.txt in it, \
+or these files themselves. With a network, this fetches them:
     python -m experiments data prepare wikitext2 --data-dir {data_dir}
 Without one, fetch {urls} elsewhere, and bring them there."""
 
@@ -157,8 +157,8 @@ def read_words(directory: Path, name: str) -> list[str]:
     if len(words) != file.num_tokens:
         raise MissingDataError(
             f"{path} has {len(words):,} tokens, {END_OF_LINE} for each line included, not "
-            f"{file.num_tokens:,}: it is cut short, or not WikiText-2's. Move it away, and fetch it "
-            "again."
+            f"{file.num_tokens:,}: it is cut short, or not WikiText-2's. Move it away, and fetch "
+            "it again."
         )
     return words
 

@@ -5,9 +5,9 @@ The form is that of Zaremba, Sutskever and Vinyals, *Recurrent Neural Network Re
 the recurrent connections. Tied embeddings are those of Press and Wolf (2017): one matrix embeds the
 tokens and computes the logits.
 
-`Initialisation` says how the weights start. Flax's own way, the default here, has LeCun's normal for
-kernels, orthogonal recurrent kernels, zero biases (the forget gate's too), and embeddings normal
-with standard deviation 1/sqrt(embedding_size).
+`Initialisation` says how the weights start. Flax's own way, the default here, has LeCun's normal
+for kernels, orthogonal recurrent kernels, zero biases (the forget gate's too), and embeddings
+normal with standard deviation 1/sqrt(embedding_size).
 """
 
 from collections.abc import Sequence

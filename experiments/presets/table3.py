@@ -6,16 +6,16 @@
 Settings are those of the paper's section 4.2.1: embeddings and states of 512, untied, all weights
 from [-0.1, 0.1], dropout 0.5 in all rows, 20 strands, gradients clipped at norm 0.25, SGD with the
 learning rate 20, which is divided by 4 when the validation loss does not improve, and for each
-method the strength that the paper chose. What the paper does not say is as in PyTorch's example of a
-language model, whose set-up this is: 35 tokens of backpropagation through time, and the weights of
-the best epoch on validation data for the test figure. `table3-grid` runs the values that the paper
-tried instead. The paper's figures are printed beside: a test perplexity of 95.65 for the baseline
-and of 94.86 for SEHT-D. A plain run is 119,320 steps; none has been run here at that size.
+method the strength that the paper chose. What the paper does not say is as in PyTorch's example of
+a language model, whose set-up this is: 35 tokens of backpropagation through time, and the weights
+of the best epoch on validation data for the test figure. `table3-grid` runs the values that the
+paper tried instead. The paper's figures are printed beside: a test perplexity of 95.65 for the
+baseline and of 94.86 for SEHT-D. A plain run is 119,320 steps; none has been run here at that size.
 
 `table3-small` is the twin for one CPU core: states of 64, 8 epochs of the first 100,000 tokens with
 a vocabulary of their own (10,418 words), 50,000 tokens each for validation and test. A plain run
-takes two to three minutes; its perplexities do not compare with the paper's. `--epochs 3` is a first
-look at the table.
+takes two to three minutes; its perplexities do not compare with the paper's. `--epochs 3` is a
+first look at the table.
 
 Rows that the paper does not have come last.
 """
@@ -213,8 +213,8 @@ def language_rows(
 
 
 _SEHT_H_NOTE = (
-    "The paper has no SEHT-H for text; where no grid says otherwise, its strength is that of SEHT-D "
-    "times p 2p, with which SEHT-D multiplies the trace in the mean."
+    "The paper has no SEHT-H for text; where no grid says otherwise, its strength is that of "
+    "SEHT-D times p 2p, with which SEHT-D multiplies the trace in the mean."
 )
 _SMALL_NOTE = (
     "The beginning of the corpus, with a vocabulary of its own: the paper's figures are those of "

@@ -1,9 +1,9 @@
 """Language modelling: the next token of a text, in strands that are read side by side.
 
-A text of N tokens is cut into as many strands of N // strands tokens, and a step takes the next few
-tokens of each. A recurrent network starts in the states that the step before left, which are
-constants in its gradient (truncated backpropagation through time); at the beginning of an epoch they
-are 0. A transformer sees the tokens of the step alone.
+A text is cut into strands of one length, and a step takes the next few tokens of each. A recurrent
+network starts in the states that the step before left, which are constants in its gradient
+(truncated backpropagation through time); at the beginning of an epoch they are 0. A transformer
+sees the tokens of the step alone.
 """
 
 import dataclasses
@@ -401,7 +401,7 @@ class TextEvaluator(Evaluator):
         num_probes: int,
         curvature: Curvature = "hessian",
     ) -> tuple[float, float]:
-        """Estimate tr(H), or tr(G), on the windows of a text, each of which begins in the state 0."""
+        """Estimate tr(H), or tr(G), on the windows of a text, each of which begins in state 0."""
         del network_state
         return estimate_trace(
             lambda probe_key: self._sample(curvature, params, split, probe_key), key, num_probes

@@ -17,6 +17,7 @@ def summary_table(result: Mapping[str, Any]) -> Group:
         A table with a heading and remarks, for a rich console.
     """
     is_text = "test_perplexity" in result
+    examples = "windows of training text" if is_text else "training images"
     epoch = (
         f"epoch {result['best_epoch']} of {result['epochs']}, the best on validation"
         if "best_epoch" in result
@@ -42,8 +43,7 @@ def summary_table(result: Mapping[str, Any]) -> Group:
             f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} and tr(G) = "
             f"{result['gauss_newton_trace']:.4g} ± "
             f"{result['gauss_newton_trace_standard_error']:.2g} on "
-            f"{result['trace_examples']} {'windows of training text' if is_text else 'training images'}"
-            " as one batch. "
+            f"{result['trace_examples']} {examples} as one batch. "
         )
     remarks += (
         "Losses with nothing dropped, the states carried on from token to token."
