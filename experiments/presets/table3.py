@@ -39,8 +39,9 @@ from experiments.regularizers import (
 from experiments.sweep.definition import Column, Reported, Row, Sweep
 
 BASELINE = "Baseline"
+LENGTH = 35
 CONFIG = TrainConfig(
-    data=TextConfig(dataset="wikitext2", length=35),
+    data=TextConfig(dataset="wikitext2", length=LENGTH),
     model=LanguageModelConfig(network="lstm", width=512, num_layers=2),
     optimizer=OptimizerConfig(
         learning_rate=20.0, schedule="plateau", momentum=0.0, weight_decay=0.0, clip_norm=0.25
