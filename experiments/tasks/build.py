@@ -15,7 +15,7 @@ from experiments.models.build import build_language_model, build_model
 from experiments.regularizers import Regularizer
 from experiments.tasks.base import Task
 from experiments.tasks.classification import Classification
-from experiments.tasks.language import LanguageModelling
+from experiments.tasks.language import LanguageModelling, check_methods
 
 
 def build_task(
@@ -32,11 +32,13 @@ def build_task(
         The task.
 
     Raises:
-        SettingError: If a method wants something that the network does not have.
+        SettingError: If a method makes no sense for the data, or wants something that the network
+            does not have.
         TypeError: If the data are not of the configuration's kind.
     """
     match config.data, config.model, data:
         case TextConfig() as text, LanguageModelConfig() as network, Corpus():
+            check_methods(method)
             model = build_language_model(network, len(data.vocabulary), text.length, method)
             return LanguageModelling(data, model, config.batch_size, text.length)
         case DataConfig() as images, ModelConfig() as network, Dataset():

@@ -137,13 +137,13 @@ class LanguageModelling(Task):
         return Tokens(self.dataset.train.tokens[: number * self.length + 1])
 
     def check_fit(self, method: Sequence[Regularizer]) -> None:
-        """Check that text and methods can be used.
+        """Check that the text is long enough; `check_methods` has looked at the methods.
 
         Args:
             method: The regularizers.
 
         Raises:
-            SettingError: If a text is too short, or a method makes sense for images alone.
+            SettingError: If a text is too short.
         """
         if self.steps_per_epoch < 1:
             raise SettingError(
@@ -155,11 +155,6 @@ class LanguageModelling(Task):
                 raise SettingError(
                     f"the {split} text must have at least {2 * EVALUATION_STRANDS} tokens, or "
                     f"none, not {self.size(split)}"
-                )
-        for part in method:
-            if part.images_only:
-                raise SettingError(
-                    f"the method {part.name} can not be used on text: {part.images_only}"
                 )
 
     def _position(self, step: Int[Array, ""]) -> Int[Array, ""]:
@@ -176,6 +171,22 @@ class Evaluation(NamedTuple):
 
     loss: float
     perplexity: float
+
+
+def check_methods(method: Sequence[Regularizer]) -> None:
+    """Check that no method makes sense for images alone.
+
+    Args:
+        method: The regularizers.
+
+    Raises:
+        SettingError: If one does.
+    """
+    for part in method:
+        if part.images_only:
+            raise SettingError(
+                f"the method {part.name} can not be used on text: {part.images_only}"
+            )
 
 
 def top_level_layer(path: tuple[str, ...]) -> str:

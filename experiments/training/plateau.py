@@ -60,8 +60,9 @@ def after_epoch(opt_state: PyTree, validation_loss: float) -> PyTree:
     def followed(part: Any) -> Any:
         if not isinstance(part, PlateauState):
             return part
-        loss = jnp.asarray(validation_loss, part.lowest_loss.dtype)
-        factor = jnp.where(loss < part.lowest_loss, 1.0, PLATEAU_FACTOR).astype(part.scale.dtype)
-        return PlateauState(part.scale * factor, jnp.minimum(part.lowest_loss, loss))
+        # Not the minimum of both, which would be nan for ever after a loss that is.
+        if not validation_loss < part.lowest_loss:
+            return part._replace(scale=part.scale * PLATEAU_FACTOR)
+        return part._replace(lowest_loss=jnp.asarray(validation_loss, part.lowest_loss.dtype))
 
     return jax.tree.map(followed, opt_state, is_leaf=lambda part: isinstance(part, PlateauState))
