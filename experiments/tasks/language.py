@@ -145,6 +145,7 @@ class LanguageModelling(Task):
         Raises:
             SettingError: If a text is too short.
         """
+        del method
         if self.steps_per_epoch < 1:
             raise SettingError(
                 f"the {self.size('train')} training tokens are too few for a step: batch_size "
