@@ -17,6 +17,7 @@ from experiments.regularizers import Dropout, SehtD
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import build_experiment, train
+from experiments.training.plateau import PlateauState
 
 TIMES = {"seconds", "step_time", "tokens_per_second"}
 # Three epochs of ten steps. So large a learning rate that the second epoch is worse than the first.
@@ -86,12 +87,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, console, mon
     }
 
 
-def test_the_result_is_that_of_the_epoch_with_the_lowest_validation_loss(whole):
-    config, result = whole
+def test_the_learning_rate_has_been_divided_once(whole):
+    config, _ = whole
     losses = [row["validation/loss"] for row in log_of(config) if "validation/loss" in row]
-    assert len(losses) == 3
-    assert result["best_epoch"] == 1 + int(np.argmin(losses)) < 3  # else the last would do as well
-    assert result["validation_loss"] == min(losses)
+    assert losses[2] < losses[0] < losses[1]
+    state, _ = newest(config)
+    scales = [
+        float(part.scale)
+        for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, PlateauState))
+        if isinstance(part, PlateauState)
+    ]
+    assert scales == [0.25]
+
+
+def test_the_result_is_that_of_the_epoch_with_the_lowest_validation_loss(tmp_path, console):
+    config = dataclasses.replace(CONFIG, epochs=2, run_dir=tmp_path / "run")
+    result = train(config, console)
+    losses = [row["validation/loss"] for row in log_of(config) if "validation/loss" in row]
+    assert len(losses) == 2
+    assert losses[0] < losses[1]  # else the last would do as well
+    assert result["best_epoch"] == 1
+    assert result["validation_loss"] == losses[0]
     _, best = newest(config)
     experiment = build_experiment(config, load_corpus(config.data))
     test = experiment.evaluator.evaluate(best.params, None, experiment.dataset.test)
