@@ -65,13 +65,12 @@ def choose(points: Sequence[PointRecord], selected_by: str) -> PointRecord | Non
     """
     ended = [point for point in points if point.num_ended]
 
+    sign = 1.0 if more_is_better(selected_by) else -1.0
+
     def merit(point: PointRecord) -> tuple[float, float]:
         figure = estimate_metric(point, selected_by)
-        if figure is None:
-            merit = float("-inf")
-        else:
-            merit = figure.mean if more_is_better(selected_by) else -figure.mean
-        return -point.num_diverged / point.num_ended, merit
+        mean = float("-inf") if figure is None else sign * figure.mean
+        return -point.num_diverged / point.num_ended, mean
 
     return max(ended, key=merit, default=None)
 
