@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -155,19 +154,18 @@ def _train_pair(
     experiment: Experiment, config: LanguageCurveConfig, seed: int, advance: Any
 ) -> dict[str, list[float]]:
     """Train one network of each kind, in turn."""
-    # PyTorch is imported where it is used, so that `--help` needs none.
-    import torch  # noqa: PLC0415
-
+    # Where it is used, so that `--help` needs no PyTorch.
     from benchmarks import torch_language  # noqa: PLC0415
 
-    torch.manual_seed(seed)
-    torch.set_num_threads(_num_threads())
+    torch_language.seed_everything(seed, _num_threads())
     task, optimizer = experiment.task, experiment.config.optimizer
-    (dropout,) = experiment.config.method
-    network = torch_language.TorchLanguageModel(task.model, dropout.rate)
+    model: Any = task.model
+    network = torch_language.TorchLanguageModel(model, model.dropout_rate)
     torch_language.draw_uniformly(network)
-    strands = np.array(cut_into_strands(experiment.dataset.validation.tokens, EVALUATION_STRANDS))
-    train_data = torch.tensor(np.array(task.train_data), dtype=torch.long)
+    validation = torch_language.as_tokens(
+        cut_into_strands(experiment.dataset.validation.tokens, EVALUATION_STRANDS)
+    )
+    train_data = torch_language.as_tokens(task.train_data)
     state, states = experiment.init(seed), None
     experiment.warm_up(state)
     pair: dict[str, list[float]] = {
@@ -177,8 +175,8 @@ def _train_pair(
         start = time.perf_counter()
         state, _ = jax.block_until_ready(experiment.train_step(state, task.train_data, None))
         between = time.perf_counter()
-        position = step % task.steps_per_epoch * task.length
-        window = train_data[:, position : position + task.length + 1]
+        position = step % task.steps_per_epoch * LENGTH
+        window = train_data[:, position : position + LENGTH + 1]
         states = torch_language.train_step(
             network,
             window[:, :-1],
@@ -194,7 +192,7 @@ def _train_pair(
                 state.params, state.network_state, experiment.dataset.validation
             )
             pair["losses"].append(measured.loss)
-            pair["torch_losses"].append(torch_language.evaluate(network, strands, task.length))
+            pair["torch_losses"].append(torch_language.evaluate(network, validation, LENGTH))
         advance()
     return pair
 

@@ -53,6 +53,29 @@ class TorchLanguageModel(nn.Module):
         return self.head(self.dropout(hidden)), last_states
 
 
+def seed_everything(seed: int, num_threads: int) -> None:
+    """Seed PyTorch, and say how many threads it may have.
+
+    Args:
+        seed: The seed.
+        num_threads: The number of threads.
+    """
+    torch.manual_seed(seed)
+    torch.set_num_threads(num_threads)
+
+
+def as_tokens(array: Any) -> Tensor:
+    """Bring tokens into PyTorch's form.
+
+    Args:
+        array: Integers.
+
+    Returns:
+        The same as a tensor.
+    """
+    return torch.tensor(np.array(array), dtype=torch.long)
+
+
 def draw_uniformly(network: TorchLanguageModel) -> None:
     """Draw all weights from [-0.1, 0.1]; redundant ones are zero.
 
@@ -140,7 +163,7 @@ def train_step(
     """
     network.train()
     network.zero_grad()
-    logits, states = network(inputs, states)
+    logits, last_states = network(inputs, states)
     mean_loss(logits, labels).backward()
     gradients = {name: param.grad for name, param in network.named_parameters()}
     for redundant in redundant_entries(network, gradients):
@@ -149,22 +172,22 @@ def train_step(
     with torch.no_grad():
         for param in network.parameters():
             param.add_(param.grad, alpha=-learning_rate)
-    return states
+    return last_states
 
 
-def evaluate(network: TorchLanguageModel, strands: np.ndarray, length: int) -> float:
+def evaluate(network: TorchLanguageModel, tokens: Tensor, length: int) -> float:
     """Compute the mean cross-entropy of a text.
 
     Args:
         network: The network.
-        strands: The text in strands ``(strands, time)``.
+        tokens: The text in strands ``(strands, time)``.
         length: Tokens that are read at once.
 
     Returns:
         The mean over all tokens that have one before them.
     """
     network.eval()
-    tokens, states, total = torch.tensor(strands, dtype=torch.long), None, 0.0
+    states, total = None, 0.0
     num_labels = tokens.shape[1] - 1
     with torch.no_grad():
         for start in range(0, num_labels, length):

@@ -45,10 +45,6 @@ def tokens_of(seed):
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def in_torch(array):
-    return torch.tensor(np.asarray(array), dtype=torch.long)
-
-
 def test_outputs_and_carried_states_agree(models):
     model, params, network = models
     states, theirs = None, None
@@ -56,7 +52,7 @@ def test_outputs_and_carried_states_agree(models):
     for seed in (0, 1):
         inputs, _ = tokens_of(seed)
         logits, states = apply({"params": params}, jnp.asarray(inputs), states)
-        expected, theirs = network(in_torch(inputs), theirs)
+        expected, theirs = network(torch_language.as_tokens(inputs), theirs)
         np.testing.assert_allclose(logits, expected.detach().numpy(), atol=1e-4)
 
 
@@ -72,7 +68,9 @@ def test_gradients_agree(models):
         return losses.mean()
 
     loss, gradient = loss_and_gradient(params)
-    expected = torch_language.mean_loss(network(in_torch(inputs))[0], in_torch(labels))
+    expected = torch_language.mean_loss(
+        network(torch_language.as_tokens(inputs))[0], torch_language.as_tokens(labels)
+    )
     expected.backward()
     assert float(loss) == pytest.approx(float(expected.detach()), abs=1e-5)
     gradients = {name: param.grad for name, param in network.named_parameters()}
@@ -90,14 +88,14 @@ def test_evaluation_of_a_text_agrees(models):
     model, params, network = models
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 10 * 12 + 3).astype(np.int32)
     found = TextEvaluator(model, 5).evaluate(params, None, Tokens(jnp.asarray(tokens)))
-    strands = np.asarray(cut_into_strands(jnp.asarray(tokens), 10))
+    strands = torch_language.as_tokens(cut_into_strands(jnp.asarray(tokens), 10))
     assert found.loss == pytest.approx(torch_language.evaluate(network, strands, 5), rel=1e-5)
 
 
 def test_redundant_biases_are_drawn_as_zero_and_stay_it(models):
     _, _, network = models
     torch_language.draw_uniformly(network)
-    inputs, labels = map(in_torch, tokens_of(0))
+    inputs, labels = map(torch_language.as_tokens, tokens_of(0))
     before = network.head.bias.detach().clone()
     torch_language.train_step(network, inputs, labels, None, learning_rate=20.0, clip_norm=0.25)
     assert not torch.equal(before, network.head.bias)
