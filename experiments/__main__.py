@@ -48,13 +48,15 @@ def data(command: Annotated[DataCommand, tyro.conf.arg(name="")]) -> None:
 
 
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
-    """Train a small network plainly, with SEHT-D and with SEHT-H, and compare them."""
-    run_demo(config, Console())
+    """Train a small network plainly, with SEHT-D and in the recommended form, and compare them."""
+    with explain_os_errors("run the demo", config.output_dir, "--output-dir", "its results"):
+        run_demo(config, Console())
 
 
 def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
     """Write tables, figures and one page about a sweep, from the logs of its runs."""
-    write_report(config, Console())
+    with explain_os_errors("write the report", config.directory, "DIRECTORY", "its figures"):
+        write_report(config, Console())
 
 
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
@@ -62,7 +64,10 @@ def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGT
 
     A study takes between half an hour and two hours on one core; docs/evidence has the tables.
     """
-    run_strength(config, Console())
+    with explain_os_errors(
+        f"run the study {config.study}", config.output_dir, "--output-dir", "its runs"
+    ):
+        run_strength(config, Console())
 
 
 def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:

@@ -251,7 +251,10 @@ def demo_table(results: Results) -> Group:
         f"The paper's SEHT-D: lambda = {STRENGTH} after {WARMUP_STEPS} steps of warm-up, layers "
         f"and entries drawn with p = {DRAW_PROBABILITY}, divided by the share that is drawn. "
         "Recommended: the Gauss-Newton form, scale-free, whose lambda rises over the training to "
-        f"{GaussNewton().strength:g}. All gradients are clipped alike."
+        f"{GaussNewton().strength:g}. The paper's exact form is not what to begin with: the trace "
+        "of the Hessian has no lower bound, and minimising it seeks negative curvature, which "
+        "destroys the training once lambda is large. The Gauss-Newton trace is never negative. "
+        "All gradients are clipped alike."
     )
     return Group(heading, table, remarks)
 

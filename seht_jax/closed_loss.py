@@ -228,7 +228,7 @@ def _is_input(jaxpr: core.Jaxpr, variable: Any, invar: Any) -> bool:
                 return True  # not a plain call: nothing is known, and nothing refused
             inner_variable = inner.outvars[equation.outvars.index(variable)]
             return any(
-                inner_variable is inner_invar and _is_input(jaxpr, outer, invar)
+                _is_input(inner, inner_variable, inner_invar) and _is_input(jaxpr, outer, invar)
                 for outer, inner_invar in zip(equation.invars, inner.invars, strict=True)
             )
     return False

@@ -52,9 +52,10 @@ def outputs(network_outputs: Outputs) -> Outputs:
     the Hessian without the curvature of the network z itself. Where z ends is for the user to say:
     G differs from choice to choice. For a loss that is convex in z, G has no negative eigenvalue.
 
-    What reaches the loss beside the marked outputs (weight decay inside of the loss, say) counts as
-    a constant in G. Several arrays may be marked, together or one by one, if none depends on
-    another; they are then outputs together.
+    What reaches the loss beside the marked outputs (weight decay inside of the loss, or a
+    temperature behind the mark) has no direction in G: its columns of J are 0. If G depends on it,
+    as on a temperature, the penalty is differentiated by it all the same. Several arrays may be
+    marked, together or one by one, if none depends on another; they are then outputs together.
 
     Marks in other places are not refused, and are other matrices: around the params, G is the
     Hessian itself; around hidden activations or probabilities, a part of the network counts as
@@ -119,7 +120,8 @@ def check_marked(jaxpr: core.Jaxpr) -> None:
     if _has_mark(jaxpr, inside=False):
         message = (
             "seht.outputs was called inside of a function that the penalty does not look into "
-            f"(jax.custom_jvp, jax.custom_vjp, jax.shard_map); {_ADVICE}"
+            "(jax.custom_jvp, jax.custom_vjp, jax.shard_map): call it on what that function "
+            f"returns, outside of it; {_ADVICE}"
         )
         raise ValueError(message)
     if not _has_mark(jaxpr, inside=True):

@@ -45,9 +45,10 @@ class PenaltyEstimate(NamedTuple):
     """What the penalty measured in one call, for the training log.
 
     Attributes:
-        mean: The estimate of tr(H) that lambda multiplies, the mean over the probes; 0 where no
-            layer was drawn, the penalty was not active, or lambda is 0. At least float32. It
-            carries no derivative.
+        mean: The estimate of the trace, of the Hessian or of the Gauss-Newton matrix: the mean
+            over the probes, after `rescale` and before `bound` and `scale_free`; 0 where no layer
+            was drawn, the penalty was not active, or lambda is 0. At least float32. It carries no
+            derivative.
         layers_drawn: How many layers were probed; 0 where the penalty was skipped, or lambda is 0.
     """
 
@@ -81,12 +82,14 @@ def regularize(
     H is the Hessian of the loss that is passed in. There is no further factor: the 1/n of Eq. (9)
     of the paper is absent from its Algorithms 1 and 2, and here. The derivative of the result by
     the params, by lambda, by every other input and through the aux is exact, third derivatives of
-    the loss included, in reverse and in forward mode, and under every JAX transformation.
+    the loss included, in reverse and in forward mode, and under every JAX transformation. (Of
+    `scale_free` alone, a factor counts as a constant.)
 
     The defaults are the paper's estimator, by name and unchanged. They are not what to begin with:
     the trace of the Hessian has no lower bound, and minimising it seeks negative curvature, which
     destroys the training. Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and a
-    strength that rises over the training from 0 to 0.1.
+    strength that rises over the training with the square of the steps, ``0.2 * (step /
+    num_steps) ** 2``; 0.06 in place of 0.2 where a training is short or ends at a high loss.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe::
@@ -135,13 +138,14 @@ def regularize(
             to nothing is changed where t is much smaller than b, and where it is much larger, the
             penalty lets go. So the curvature can not be driven to any depth. As the bound is on
             the mean over the probes, all of them must be propagated at once.
-        scale_free: Whether lambda is a pure number that means the same in every network. The
-            penalty is then lambda * sqrt(L) * t / [t], where the estimate t in brackets and the
-            root of the loss L count as constants, so that its gradient is
-            lambda * sqrt(L) * grad(log t): it does not change when the trace is multiplied by a
-            constant, and is small where the loss is. It needs `curvature="gauss_newton"`, `p=None`
-            and a loss that is 0 at best; where estimate or loss is not above 0, there is no
-            penalty. All probes must be propagated at once.
+        scale_free: Whether lambda is free of the scale of the trace. The penalty is then
+            lambda * L^(1/4) * t / [t], where the estimate t in brackets and the root of the loss L
+            count as constants, so that its gradient is lambda * L^(1/4) * grad(log t): it does not
+            change when the trace is multiplied by a constant, and is small where the loss is. For
+            the root, the loss should be a mean over examples, in nats, without weight decay in it.
+            It needs `curvature="gauss_newton"`, `p=None` and a loss that is 0 at best; where
+            estimate or loss is not above 0 (in float32, where the loss is rounded to 0), there is
+            no penalty. All probes must be propagated at once.
         active: A flag, possibly traced; `False` skips the penalty at the price of a plain step
             (`active=step % 4 == 0` is lazy regularisation).
         with_estimate: Whether to return a `PenaltyEstimate` beside the aux.

@@ -38,8 +38,9 @@ class AddHessianTraceState(NamedTuple):
     Attributes:
         key: The key of the next step.
         count: The number of steps taken.
-        estimate: The last estimate of tr(H); 0 before the first, and where no layer was drawn.
-            Steps between the penalised ones keep it.
+        estimate: The last estimate of the trace, of the Hessian or of the Gauss-Newton matrix; 0
+            before the first, and where no layer was drawn. Steps between the penalised ones keep
+            it.
     """
 
     key: PRNGKeyArray
@@ -70,7 +71,9 @@ def add_hessian_trace(
     gradient together with the loss's, and is cheaper). After an adaptive scaling and before the
     learning rate it is decoupled from it, as AdamW's weight decay is.
 
-    What to begin with is the Gauss-Newton form and the strength that `regularize` recommends.
+    Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and the strength
+    ``lambda step: 0.2 * (step / num_steps) ** 2``. The defaults are the paper's estimator, whose
+    trace has no lower bound: minimising it seeks negative curvature, which destroys the training.
 
     `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with
     `value_fn(params)` the scalar loss on the batch.
@@ -80,19 +83,22 @@ def add_hessian_trace(
     .. math:: \lambda \leftarrow \operatorname{sign}(\lambda) \min\Big(|\lambda|,
         r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)
 
-    in the norm over all params. Then no curvature can run away with the training: for r < 1 the
+    in the norm over all params (with `scale_free`, the gradient is that of its penalty). Then no
+    curvature can run away with the training: for r < 1 the
     loss still falls along the sum, to first order, where u is its gradient. It is no gradient of
     any value, which is why `regularize` does not have it.
 
     Args:
         p: See `regularize`.
         lam: The strength, a number, a scalar, or a schedule of the number of steps taken. With
-            `relative` it may be infinite, and then the share is always the full one.
+            `relative` it may be infinite, and then the share is always the full one; without,
+            an infinite number is refused, and the value of an array is not looked at.
         key: The PRNG key of the first step; it is kept in the state.
         every: Add the penalty on every so-many-th step, beginning with the first; its gradient is
             not multiplied to make up for the others.
         relative: The bound r on the penalty's gradient as a share of the updates; `None` for
-            none; a number or a scalar. The norms are those of the arrays that `update` is given:
+            none; a number or a scalar; an array below 0 counts as 0. A schedule of it needs
+            `optax.inject_hyperparams`. The norms are those of the arrays that `update` is given:
             global ones under `jax.jit`, also where they are sharded; those of one device under
             `shard_map`; those of one mini-step in front of `optax.MultiSteps`. A gradient of the
             penalty that is not finite is left out.
@@ -144,6 +150,12 @@ def add_hessian_trace(
         if isinstance(relative, numbers.Real) and relative <= 0:
             message = f"relative must be above 0, got {relative}"
             raise ValueError(message)
+        if callable(relative):
+            message = (
+                "relative must be a number or a scalar, got a schedule: wrap the transformation in "
+                "optax.inject_hyperparams, with relative=schedule"
+            )
+            raise TypeError(message)
         relative = as_scalar("relative", relative)
 
     def checked(lam: Any) -> Array:
@@ -231,7 +243,8 @@ def _bounded(
     norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(accumulation_dtype(g.dtype)), gradients))
     updates = jax.tree.map(lambda u: u.astype(accumulation_dtype(u.dtype)), updates)
     usable = jnp.isfinite(norm) & (norm > 0)
-    limit = relative * optax.tree.norm(updates) / jnp.where(usable, norm, 1)
+    # A traced share can not be checked; a negative one would reward curvature.
+    limit = jnp.maximum(relative, 0) * optax.tree.norm(updates) / jnp.where(usable, norm, 1)
     gradients = jax.tree.map(lambda g: jnp.where(usable, g, jnp.zeros_like(g)), gradients)
     return jnp.clip(scale.astype(limit.dtype), -limit, limit), gradients
 

@@ -31,3 +31,10 @@ def small():
     """A small network whose loss has no aux."""
     loss_fn, params, batch = networks.mlp(jnp.tanh)
     return networks.Case(without_aux(loss_fn), params, batch)
+
+
+@pytest.fixture
+def two_devices():
+    """A mesh of two devices, with the axis "data"."""
+    kinds = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((2,), ("data",), kinds, devices=jax.devices()[:2])

@@ -38,14 +38,14 @@ def test_a_scale_free_penalty_has_the_gradient_of_the_logarithm(scale, num_probe
     loss_fn = scaled_loss(scale)
     loss, slope = jax.value_and_grad(loss_fn)(jnp.asarray(W))
     log_slope = jax.grad(lambda w: jnp.log(trace(scale, w)))(W)
-    expected = loss + LAM * jnp.sqrt(loss), slope + LAM * jnp.sqrt(loss) * log_slope
+    expected = loss + LAM * loss**0.25, slope + LAM * loss**0.25 * log_slope
     actual = jax.jit(jax.value_and_grad(penalised(loss_fn, num_probes=num_probes)))(W)
     chex.assert_trees_all_close(actual, expected, rtol=1e-10)
 
 
 def test_it_is_linear_in_lambda_and_has_a_forward_derivative():
     loss_fn = scaled_loss(1.0)
-    root = jnp.sqrt(loss_fn(W))
+    root = loss_fn(W) ** 0.25
     by_lam = jax.grad(lambda lam: penalised(loss_fn, lam)(W))(jnp.array(LAM))
     chex.assert_trees_all_close(by_lam, root, rtol=1e-10)
     _, slope = jax.jvp(penalised(loss_fn), (W,), (jnp.array([1.0, 0.0]),))
@@ -90,9 +90,26 @@ def test_the_optax_form_adds_the_same_gradient(num_probes):
     chex.assert_trees_all_close(state.estimate, jnp.float32(trace(3.0, W)), rtol=1e-6)
 
 
+def test_under_shard_map_loss_and_trace_are_those_of_each_shard(two_devices):
+    scales = jnp.array([1.0, 3.0])
+
+    def gradient(w, scale):
+        def average(w):
+            return jax.lax.pmean(penalised(scaled_loss(scale[0]))(w), "data")
+
+        return jax.grad(average)(w)
+
+    spec = jax.sharding.PartitionSpec
+    sharded = jax.shard_map(
+        gradient, mesh=two_devices, in_specs=(spec(), spec("data")), out_specs=spec()
+    )
+    each = [jax.grad(penalised(scaled_loss(scale)))(jnp.asarray(W)) for scale in (1.0, 3.0)]
+    chex.assert_trees_all_close(jax.jit(sharded)(jnp.asarray(W), scales), sum(each) / 2, rtol=1e-10)
+
+
 ERRORS = [
     ({"curvature": "hessian"}, 'scale_free=True needs curvature="gauss_newton"'),
-    ({"p": 0.1}, r"scale_free=True needs p=None.* p is 0\.1"),
+    ({"p": 0.1}, r"scale_free=True needs all layers \(p=None, .* p is 0\.1"),
     ({"num_probes": 3, "probe_batch": 2}, "scale_free needs all probes at once: .* which is 2"),
 ]
 

@@ -128,6 +128,11 @@ def test_a_schedule_in_place_of_its_value_is_refused_with_a_hint():
         regularize(lam=optax.constant_schedule(0.1))
 
 
+def test_a_schedule_of_the_share_is_refused_with_a_hint():
+    with pytest.raises(TypeError, match=r"relative must be .* got a schedule: .*inject_hyperpar"):
+        add_hessian_trace(relative=optax.constant_schedule(0.1))
+
+
 def test_several_keys_are_refused():
     with pytest.raises(TypeError, match=r"dtype key<fry> and shape \(3,\)"):
         regularize(key=jax.random.split(KEY, 3))

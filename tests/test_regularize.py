@@ -371,3 +371,21 @@ def test_a_bound_saturates_the_penalty_smoothly(bound):
         rtol=1e-10,
     )
     assert abs(penalised(*operands) - loss_fn(operands[0])) <= 0.3 * bound
+
+
+def test_a_bound_acts_on_the_rescaled_estimate_which_is_what_is_logged():
+    w, bound = jnp.linspace(0.5, 1.5, 8), 40.0
+
+    def loss_fn(w):
+        return jnp.sum(w**4)
+
+    def penalised(**settings):
+        return seht.regularize(
+            loss_fn, KEY, (1.0, 0.2), 0.3, rescale=True, with_estimate=True, **settings
+        )(w)
+
+    estimate = penalised()[1].mean
+    value, log = penalised(bound=bound)
+    assert estimate > bound
+    expected = loss_fn(w) + 0.3 * estimate / jnp.sqrt(1 + (estimate / bound) ** 2)
+    chex.assert_trees_all_close((value, log.mean), (expected, estimate), rtol=1e-10)

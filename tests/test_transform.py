@@ -61,11 +61,6 @@ def penalised_gradient(value_fn, params, key, p=None, lam=LAM, **options):
     return jax.jit(jax.grad(seht.regularize(value_fn, key, p, lam, **options)))(params)
 
 
-def two_devices():
-    kinds = (jax.sharding.AxisType.Auto,)
-    return jax.make_mesh((2,), ("data",), kinds, devices=jax.devices()[:2])
-
-
 def diagonal(params):
     """A diagonal Hessian, so that the estimate does not depend on the signs."""
     return jnp.sum(params["w"] ** 4) + jnp.sum(params["b"] ** 3)
@@ -227,7 +222,7 @@ def test_in_front_of_multi_steps_each_mini_step_is_penalised(problem):
 
 STATIC = (
     *("p", "key", "every", "num_probes", "probe_batch", "num_branches"),
-    *("curvature", "layers", "rescale"),
+    *("curvature", "layers", "rescale", "scale_free"),
 )
 
 
@@ -268,9 +263,8 @@ def test_updates_have_the_dtypes_of_the_gradients(params, dtype, p):
 
 
 @pytest.mark.parametrize("p", [None, (0.5, 0.5)])
-def test_on_several_devices_each_penalises_its_shard(params, p):
+def test_on_several_devices_each_penalises_its_shard(params, p, two_devices):
     """`shard_map` with `check_vma`: both branches must vary alike."""
-    mesh = two_devices()
     tx = seht.add_hessian_trace(p, 0.1, KEY, every=2)
 
     def step(params, state, x):
@@ -283,7 +277,7 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
 
     spec = jax.sharding.PartitionSpec
     sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(spec(), spec(), spec("data")), out_specs=spec()
+        step, mesh=two_devices, in_specs=(spec(), spec(), spec("data")), out_specs=spec()
     )
     updates, estimate = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
@@ -299,10 +293,17 @@ def test_on_several_devices_each_penalises_its_shard(params, p):
 
 @pytest.mark.parametrize(
     ("lam", "relative", "share"),
-    [(1e6, 0.25, 0.25), (math.inf, 0.25, 0.25), (-1e6, 0.1, 0.1), (1e-9, 0.25, None)],
+    [
+        (1e6, 0.25, 0.25),
+        (math.inf, 0.25, 0.25),
+        (-math.inf, 0.25, 0.25),
+        (-1e6, 0.1, 0.1),
+        (1e-9, 0.25, None),
+    ],
 )
-def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, share):
-    tx = seht.add_hessian_trace(None, lam, KEY, relative=relative)
+@pytest.mark.parametrize("kind", [float, jnp.asarray, optax.constant_schedule])
+def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, share, kind):
+    tx = seht.add_hessian_trace(None, kind(lam), KEY, relative=relative)
     params, slope = jax.tree.map(jnp.asarray, (DIAGONAL, SLOPE))
     updates, _ = tx.update(slope, tx.init(params), params, value_fn=diagonal)
     penalty = jax.tree.map(jnp.subtract, updates, slope)
@@ -318,23 +319,29 @@ def test_relative_bounds_the_penalty_as_a_share_of_the_updates(lam, relative, sh
     chex.assert_trees_all_close(optax.tree.norm(penalty), expected, rtol=1e-5)
 
 
+def test_a_negative_share_that_is_traced_is_none(params):
+    def update(share):
+        tx = seht.add_hessian_trace(None, 0.1, KEY, relative=share)
+        return tx.update(params, tx.init(params), params, value_fn=diagonal)[0]
+
+    chex.assert_trees_all_equal(jax.jit(update)(-0.25), jax.tree.map(jnp.asarray, params))
+
+
 def at_full_share(share):
     """The updates of the diagonal loss with the penalty's gradient at a share of its own."""
     factor = share * optax.tree.norm(SLOPE) / optax.tree.norm(TRACE_SLOPE)
     return combined(1, factor)
 
 
-def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params):
-    mesh = two_devices()
+def test_the_bounded_share_is_of_global_norms_where_params_are_sharded(params, two_devices):
     spec = {"w": jax.sharding.PartitionSpec("data"), "b": jax.sharding.PartitionSpec()}
-    sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(mesh, s), spec)
+    sharding = jax.tree.map(lambda s: jax.sharding.NamedSharding(two_devices, s), spec)
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
     (updates,), _ = run(tx, diagonal, jax.device_put(params, sharding))
     chex.assert_trees_all_close(updates, at_full_share(0.25), rtol=1e-6)
 
 
-def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
-    mesh = two_devices()
+def test_the_bounded_share_is_that_of_each_device_under_shard_map(params, two_devices):
     tx = seht.add_hessian_trace(None, math.inf, KEY, relative=0.25)
 
     def step(params, state, x):
@@ -348,7 +355,7 @@ def test_the_bounded_share_is_that_of_each_device_under_shard_map(params):
 
     spec = jax.sharding.PartitionSpec
     sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(spec(), spec(), spec("data")), out_specs=spec("data")
+        step, mesh=two_devices, in_specs=(spec(), spec(), spec("data")), out_specs=spec("data")
     )
     updates = jax.jit(sharded)(params, tx.init(params), jnp.array([1.0, 3.0]))
     for device, scale in enumerate([1.0, 3.0]):

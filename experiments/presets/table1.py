@@ -277,7 +277,7 @@ _RECOMMENDED_NOTE = (
 CALIBRATED_NOTE = _RECOMMENDED_NOTE.format(
     "0.01 over the trace before the first step, for an estimate that is rescaled"
 )
-SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format("0.1, free of the trace's scale")
+SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format("0.2, free of the trace's scale")
 
 # More curves could not be told apart.
 _CONVERGENCE = (

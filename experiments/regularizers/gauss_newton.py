@@ -11,19 +11,19 @@ from experiments.regularizers.seht import SehtH
 
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(Regularizer):
-    r"""The trace of the Gauss-Newton matrix, with a strength that is a pure number.
+    r"""The trace of the Gauss-Newton matrix, with a strength that is free of the trace's scale.
 
     The gradient that is added to that of the loss L is
 
-    .. math:: \lambda \sqrt{L}\, \nabla \log t
+    .. math:: \lambda L^{1/4}\, \nabla \log t
 
-    where t is the estimate of tr(G) (`scale_free` in `seht.regularize`), and lambda rises over the
-    training. One lambda serves networks whose traces differ by orders of magnitude;
+    where t is the estimate of tr(G) (`scale_free` in `seht.regularize`), and lambda rises with the
+    square of the steps. One lambda serves networks whose traces differ by orders of magnitude;
     `docs/evidence/strength.md` has the tables.
 
     Attributes:
         strength: The full lambda.
-        rise: Share of the steps over which lambda rises in a line from 0: at full strength from the
+        rise: Share of the steps over which lambda rises from 0: at full strength from the
             beginning, the penalty slows down the first, fast part of the training.
         num_probes: Random directions per step.
         probe_batch: See `SehtH`; it must hold all of them.
@@ -31,7 +31,7 @@ class GaussNewton(Regularizer):
 
     name: ClassVar[str] = "gauss-newton"
 
-    strength: float = 0.1
+    strength: float = 0.2
     rise: float = 1.0
     num_probes: int = 1
     probe_batch: int | None = None
@@ -63,6 +63,7 @@ class GaussNewton(Regularizer):
         return SehtH(
             lam=self.strength,
             warmup_steps=num_steps,
+            warmup_power=2,
             num_probes=self.num_probes,
             probe_batch=self.probe_batch,
             curvature="gauss_newton",

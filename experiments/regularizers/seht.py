@@ -23,12 +23,13 @@ class SehtH(Regularizer):
     Attributes:
         lam: Strength lambda of the penalty.
         num_probes: Random directions per step.
-        warmup_steps: Steps over which the strength rises linearly from 0. At initialisation the
-            curvature is large and of both signs, and a full-strength penalty can run off.
+        warmup_steps: Steps over which the strength rises from 0. At initialisation the curvature
+            is large and of both signs, and a full-strength penalty can run off.
+        warmup_power: The power of the steps by which it rises: 1 is a line, 2 a parabola.
         curvature: "hessian", the paper's, or "gauss_newton", which is never negative.
         probe_batch: How many directions are propagated at once, at most: more are faster, and take
             more memory and longer to compile; `None` is the default of `seht.regularize`.
-        scale_free: Whether lambda is a pure number; see `seht.regularize`.
+        scale_free: Whether lambda does not depend on the trace's scale; see `seht.regularize`.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -39,6 +40,7 @@ class SehtH(Regularizer):
     curvature: str = "hessian"
     probe_batch: int | None = None
     scale_free: bool = False
+    warmup_power: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
@@ -52,6 +54,8 @@ class SehtH(Regularizer):
         make_contribution(penalty, bound=None, scale_free=self.scale_free)
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
+        if self.warmup_power < 1:
+            raise ValueError(f"warmup_power must be at least 1, not {self.warmup_power}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ class SehtH(Regularizer):
 
     def _strength(self, step: Int[Array, ""]) -> Float[Array, ""]:
         progress = (step.astype(jnp.float32) + 1) / max(self.warmup_steps, 1)
-        return self.lam * jnp.minimum(progress, 1.0)
+        return self.lam * jnp.minimum(progress, 1.0) ** self.warmup_power
 
 
 @dataclasses.dataclass(frozen=True)

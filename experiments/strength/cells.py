@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 import seht_jax as seht
-from experiments.strength.forms import CALIBRATED, RISING, Losses, penalty_gradient
+from experiments.strength.forms import CALIBRATED, RISE, Losses, penalty_gradient
 from experiments.strength.tasks import Task
 
 TRACE_EXAMPLES = 256
@@ -113,7 +113,8 @@ def _train(
             return task.loss(params, batch_stats, batch, train=train)
 
         (loss, new_stats), slope = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        rise = (number + 1).astype(jnp.float32) / num_steps if form in RISING else 1.0
+        # A power of 0 is full strength from the first step on.
+        rise = ((number + 1).astype(jnp.float32) / num_steps) ** RISE.get(form, 0)
         penalty = penalty_gradient(
             form,
             Losses(

@@ -6,7 +6,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from experiments.strength.report import compare, markdown, overview
+from experiments.regularizers import GaussNewton
+from experiments.strength.forms import RECOMMENDED
+from experiments.strength.report import compare, markdown, overview, verdict
 from experiments.strength.studies import STUDIES, run_study
 
 
@@ -17,8 +19,8 @@ class StrengthConfig:
     study: Literal["forms", "lambdas", "calibrated", "scale-free", "stress"] = "forms"
     """forms: the forms of the penalty on digits. lambdas, calibrated: whether one lambda, or one
     lambda times the trace at the start, serves four networks at two widths. scale-free: the same
-    for the form whose lambda is a pure number. stress: three learning rates, and strengths over
-    decades."""
+    for the form whose lambda does not depend on the trace's scale. stress: three learning rates,
+    and strengths over decades."""
     output_dir: Path = Path("runs/strength")
     """Where the runs and the table go, in a directory for each study."""
 
@@ -36,7 +38,7 @@ def run_strength(config: StrengthConfig, console: Console) -> Path:
     directory = config.output_dir / config.study
     rows = run_study(STUDIES[config.study], directory, console)
     comparisons = compare(rows)
-    summary = overview(comparisons)
+    summary = overview(comparisons) + verdict(comparisons, RECOMMENDED, GaussNewton().strength)
     path = directory / "table.md"
     path.write_text(f"{summary}\n{markdown(comparisons)}", encoding="utf-8")
     console.print(summary, highlight=False, soft_wrap=True)

@@ -101,15 +101,16 @@ def _of_loss(
 
 
 _GAUSS_NEWTON = _of_transformation(curvature="gauss_newton")
-_SCALE_FREE = _of_transformation(curvature="gauss_newton", scale_free=True)
+
+RECOMMENDED = "gauss-newton, scale-free, rising"
+"""The form to begin with: the method `gauss-newton` of the trainer."""
 
 FORMS: dict[str, Form] = {
     "hessian": _of_transformation(),
     "gauss-newton": _GAUSS_NEWTON,
     "gauss-newton, calibrated": _GAUSS_NEWTON,
     "gauss-newton, calibrated, rising": _GAUSS_NEWTON,
-    "gauss-newton, scale-free": _SCALE_FREE,
-    "gauss-newton, scale-free, rising": _SCALE_FREE,
+    RECOMMENDED: _of_transformation(curvature="gauss_newton", scale_free=True),
     "hessian, SEHT-D": _of_transformation(p=P, rescale=True),
     "gauss-newton, SEHT-D, calibrated, rising": _of_transformation(
         p=P, rescale=True, curvature="gauss_newton"
@@ -124,5 +125,6 @@ FORMS: dict[str, Form] = {
 CALIBRATED = frozenset(form for form in FORMS if "calibrated" in form)
 """Forms whose strength is lambda times tr(G) before the first step: each network has its lambda."""
 
-RISING = frozenset(form for form in FORMS if "rising" in form)
-"""Forms whose strength rises in a line, from 0 to its full value at the last step."""
+RISE: dict[str, int] = {form: 2 if form == RECOMMENDED else 1 for form in FORMS if "rising" in form}
+"""Forms whose strength rises from 0 to its full value at the last step, with the power by which it
+does: 1 is a line, 2 a parabola, which leaves the first part of a training nearly alone."""

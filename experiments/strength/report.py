@@ -185,6 +185,50 @@ def overview(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def verdict(comparisons: Sequence[Comparison], form: str, strength: float) -> str:
+    """Say whether one form at one strength is worse than plain training in some cell.
+
+    The correction is over the cells of this form and strength alone, so that other cells of a study
+    do not make it more lenient.
+
+    Args:
+        comparisons: The comparisons of a study.
+        form: The form.
+        strength: The strength.
+
+    Returns:
+        A paragraph; empty, if the study has no such cell.
+    """
+    cells = [each for each in comparisons if (each.form, each.strength) == (form, strength)]
+    if not cells:
+        return ""
+    adjusted = holm([cell.p_value for cell in cells])
+    worse = [cell for cell in cells if cell.difference > 0]
+    significant = [
+        f"{_place(cell)} ({_gap(cell)}, p = {p_value:.2g})"
+        for cell, p_value in zip(cells, adjusted, strict=True)
+        if cell.difference > 0 and p_value < 1 - CONFIDENCE
+    ]
+    largest = max(cells, key=lambda cell: cell.difference)
+    relative = max(cells, key=lambda cell: cell.difference / cell.plain_loss)
+    ratios = [cell.trace_ratio for cell in cells]
+    return (
+        f"{form}, {strength:g}: the validation loss is higher than plain in {len(worse)} of "
+        f"{len(cells)} cells, significantly (Holm, over these {len(cells)}) in "
+        f"{'; '.join(significant) or 'none'}. Largest mean gap: {_gap(largest)} "
+        f"({_place(largest)}); in relation to the loss: {_gap(relative)} ({_place(relative)}). "
+        f"tr(G) ends at {min(ratios):.2f} to {max(ratios):.2f} times that of plain training.\n"
+    )
+
+
+def _place(cell: Comparison) -> str:
+    return f"{cell.network} at {cell.learning_rate:.2g}"
+
+
+def _gap(cell: Comparison) -> str:
+    return f"{cell.difference:+.4f} of {cell.plain_loss:.4f}"
+
+
 def _entry(comparison: Comparison, p_value: float, best: float) -> str:
     star = "*" if p_value < 1 - CONFIDENCE else ""
     difference = f"{comparison.difference:+.4f}{star}"

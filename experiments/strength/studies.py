@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.errors import ConfigMismatchError
 from experiments.strength.cells import Run, grid, train_cells
+from experiments.strength.forms import RECOMMENDED
 from experiments.strength.tasks import WIDTHS, build_task
 from experiments.training.run_directory import write_json
 
@@ -18,7 +19,8 @@ DECADES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 FINE = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 CALIBRATED_DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-SCALE_FREE = (3e-2, 1e-1, 3e-1, 1.0)
+SCALE_FREE = (2e-2, 6e-2, 2e-1, 6e-1)
+SCALE_FREE_DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 2e-1, 1.0)
 RISING = (3e-3, 1e-2, 3e-2, 1e-1)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 
@@ -62,7 +64,7 @@ STUDIES: dict[str, Study] = {
     ),
     "scale-free": Study(
         networks=ALL_NETWORKS,
-        strengths={"gauss-newton, scale-free, rising": SCALE_FREE},
+        strengths={RECOMMENDED: SCALE_FREE},
         learning_rates=(1.0,),
         num_seeds=3,
         num_steps=600,
@@ -74,8 +76,7 @@ STUDIES: dict[str, Study] = {
             "hessian": DECADES,
             "gauss-newton, calibrated": CALIBRATED_DECADES,
             "gauss-newton, calibrated, rising": CALIBRATED_DECADES,
-            "gauss-newton, scale-free": CALIBRATED_DECADES,
-            "gauss-newton, scale-free, rising": CALIBRATED_DECADES,
+            RECOMMENDED: SCALE_FREE_DECADES,
         },
         learning_rates=(1 / 3, 1.0, 3.0),
         num_seeds=3,
@@ -87,7 +88,7 @@ STUDIES: dict[str, Study] = {
             "hessian": (1e-5, 1e-4, 1e-3, 1e-2),
             "gauss-newton": (1e-5, 1e-4, 1e-3, 1e-2),
             "gauss-newton, calibrated, rising": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
-            "gauss-newton, scale-free, rising": SCALE_FREE,
+            RECOMMENDED: SCALE_FREE,
             "hessian, SEHT-D": (1e-5, 1e-4, 1e-3, 1e-2),
             "gauss-newton, SEHT-D, calibrated, rising": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
             "hessian, share": (0.03, 0.1, 0.3),

@@ -68,6 +68,8 @@ def test_it_ends_with_a_table_and_a_verdict(finished):
     assert "Mean ± standard error over 2 seeds" in text
     assert "1.00x" in text
     assert results["verdict"][-1][:30] in text
+    # Why the recommended form is not the paper's.
+    assert "no lower bound" in " ".join(text.split())
 
 
 def test_it_draws_a_figure(finished):

@@ -85,8 +85,10 @@ def test_missing_data_are_explained_without_a_traceback(tmp_path, capsys, monkey
         (["train", "digits"], "--run-dir"),
         (["sweep", "digits-small"], "--output-dir"),
         (["data", "prepare", "cifar10"], "--data-dir"),
+        (["demo"], "--output-dir"),
+        (["strength"], "--output-dir"),
     ],
-    ids=["train", "sweep", "data"],
+    ids=["train", "sweep", "data", "demo", "strength"],
 )
 def test_a_directory_that_can_not_be_written_is_explained_without_a_traceback(
     tmp_path, capsys, arguments, option

@@ -1,4 +1,4 @@
-"""The strength that is a pure number."""
+"""The strength that does not depend on the trace's scale."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,12 @@ def initial():
 def test_it_is_scale_free_and_rises_over_a_share_of_the_steps(rise, steps):
     method = GaussNewton(strength=0.2, rise=rise, num_probes=3).at_start(initial)
     assert method == SehtH(
-        lam=0.2, warmup_steps=steps, num_probes=3, curvature="gauss_newton", scale_free=True
+        lam=0.2,
+        warmup_steps=steps,
+        warmup_power=2,
+        num_probes=3,
+        curvature="gauss_newton",
+        scale_free=True,
     )
 
 

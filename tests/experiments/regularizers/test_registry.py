@@ -142,6 +142,7 @@ def test_a_description_is_read_back(method):
         (["seht-h:num_probes=1.5"], "num_probes=1.5 .* is not of type int"),
         (["seht-d:rescale=1"], "rescale=1 .* is not of type bool"),
         (["seht-h:warmup_steps=-1"], "warmup_steps must be at least 0, not -1"),
+        (["seht-h:warmup_power=0"], "warmup_power must be at least 1, not 0"),
         (["seht-h:num_probes=0"], "num_probes must be at least 1, got 0"),
         (["seht-h:lam=1e999"], "lam must be finite, not inf"),
         (["seht-d:p=0.7"], r"p_entries.*must be in \(0, 0.5\], got 0.7"),

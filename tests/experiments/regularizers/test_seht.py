@@ -50,9 +50,11 @@ def test_the_penalty_is_lambda_times_the_trace(method, inputs_of):
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (1, 0.5), (3, 1.0), (100, 1.0)])
-def test_warm_up_is_linear(step, share, inputs_of):
-    objective, _ = evaluate(SehtH(lam=0.1, warmup_steps=4), inputs_of(step))
-    assert float(objective) == pytest.approx(17 + share * 0.1 * 60)
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_strength_rises_with_a_power_of_the_steps(step, share, power, inputs_of):
+    method = SehtH(lam=0.1, warmup_steps=4, warmup_power=power)
+    objective, _ = evaluate(method, inputs_of(step))
+    assert float(objective) == pytest.approx(17 + share**power * 0.1 * 60)
 
 
 def test_one_probability_stands_for_layers_and_entries():

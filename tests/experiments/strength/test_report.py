@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.strength.report import compare, holm, markdown, overview
+from experiments.strength.report import compare, holm, markdown, overview, verdict
 
 PLAIN = [0.5, 0.7, 0.6, 0.9]
 PENALISED = [0.4, 0.65, 0.62, 0.7]
@@ -99,3 +99,25 @@ def test_the_overview_has_strengths_side_by_side_and_marks_the_best():
 def test_nothing_is_best_where_plain_training_is():
     worse = [loss + 0.1 for loss in PLAIN]
     assert "**" not in overview(compare(rows(losses=worse)))
+
+
+def test_the_verdict_corrects_over_the_cells_of_its_form_and_strength_alone():
+    worse = [loss + gap for loss, gap in zip(PLAIN, (0.20, 0.21, 0.22, 0.21), strict=True)]
+    comparisons = compare(rows() + rows(worse, network="lstm", trace=4.0))
+    others = [each._replace(strength=0.5, p_value=1e-9) for each in comparisons] * 50
+    text = verdict(comparisons + others, "gauss-newton", 0.01)
+    p_value = 2 * stats.ttest_rel(worse, PLAIN).pvalue
+    assert "higher than plain in 1 of 2 cells" in text
+    assert f"in lstm-8 at 0.1 (+0.2100 of 0.6750, p = {p_value:.2g})." in text
+    assert "Largest mean gap: +0.2100 of 0.6750 (lstm-8 at 0.1)" in text
+    assert "0.40 to 1.00 times" in text
+
+
+def test_the_verdict_says_where_nothing_is_significantly_worse():
+    assert "significantly (Holm, over these 1) in none." in verdict(
+        compare(rows()), "gauss-newton", 0.01
+    )
+
+
+def test_there_is_no_verdict_on_what_a_study_does_not_have():
+    assert verdict(compare(rows()), "gauss-newton", 0.5) == ""
