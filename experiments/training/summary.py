@@ -46,7 +46,7 @@ def summary_table(result: Mapping[str, Any]) -> Group:
             f"{result['trace_examples']} {examples} as one batch. "
         )
     remarks += (
-        "Losses with nothing dropped, the states carried on from token to token."
+        "Losses with nothing dropped."
         if is_text
         else "Losses with BatchNorm's running statistics, images not augmented."
     )
