@@ -7,12 +7,15 @@ import tyro
 from rich.console import Console
 
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
+from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
 from benchmarks.trainer import TrainerConfig, run_trainer
+from experiments.errors import ExperimentError
 
 STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
+LANGUAGE_CURVE = LanguageCurveConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -37,6 +40,13 @@ def trainer(config: Annotated[TrainerConfig, tyro.conf.arg(name="")] = TRAINER) 
     run_trainer(config, Console())
 
 
+def language_curve(
+    config: Annotated[LanguageCurveConfig, tyro.conf.arg(name="")] = LANGUAGE_CURVE,
+) -> None:
+    """Train a language model beside PyTorch's for a few hundred steps, and compare the losses."""
+    run_language_curve(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -54,13 +64,14 @@ def main(arguments: list[str] | None = None) -> int:
                 "scaling": scaling,
                 "exact_trace": exact_trace,
                 "trainer": trainer,
+                "language_curve": language_curve,
             },
             args=arguments,
             prog="python -m benchmarks",
             description="What the penalty costs. Results are also written to runs/benchmarks.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-    except (NoSuchRowError, NoSuchLayerError) as error:
+    except (NoSuchRowError, NoSuchLayerError, ExperimentError) as error:
         console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:

@@ -1,16 +1,17 @@
 """What the training loop of the experiments adds to the bare step.
 
 The bare step is the jitted value and gradient with the same optimizer, on one batch that was loaded
-and normalised before. The loop loads, crops and flips its batches, and hands its metrics out every
-few steps. Log files and checkpoints, once in many steps, are not in it.
+before. The loop loads its batches, crops and flips images, and hands its metrics out every few
+steps. Log files and checkpoints, once in many steps, are not in it.
 """
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from rich.console import Console
@@ -25,14 +26,22 @@ from benchmarks.report import (
     write_report,
 )
 from benchmarks.variants import ONE_KEY
-from experiments.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.data.augment import normalise
+from experiments.config import (
+    DataConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextConfig,
+    TrainConfig,
+)
+from experiments.data.corpus import Corpus, Tokens
 from experiments.data.dataset import Dataset, make_dataset
-from experiments.regularizers import Batch
-from experiments.tasks.classification import make_loss_fn, make_network
 from experiments.training.loop import Experiment, build_experiment
 
 NUM_IMAGES = 2048
+LENGTH = 35
+VOCABULARY_SIZE = 1_000
+INTERVALS = 10  # of the log in an epoch of text
 LOOP = "training loop"
 
 
@@ -40,10 +49,12 @@ LOOP = "training loop"
 class TrainerConfig:
     """What to measure."""
 
+    network: Literal["resnet18", "lstm", "gru", "transformer"] = "resnet18"
+    """Which network; text has 35 tokens per step and a vocabulary of 1,000."""
     width: int = 64
-    """Channels of the first stage of the ResNet-18."""
+    """Channels of the first stage of the ResNet-18, or size of a language model's embeddings."""
     batch_size: int = 32
-    """Images per step."""
+    """Images per step, or strands of text."""
     steps: int = 5
     """Steps that are timed together: the loop does not wait for each."""
     rounds: int = 5
@@ -76,7 +87,7 @@ def run_trainer(config: TrainerConfig, console: Console) -> Path:
     """
     if not config.quick:
         return _run(config, console)
-    small = dataclasses.replace(config, width=2, batch_size=4, steps=2, rounds=1)
+    small = dataclasses.replace(config, width=4, batch_size=4, steps=2, rounds=1)
     with with_hasty_compilation():
         return _run(small, console)
 
@@ -89,14 +100,15 @@ def _run(config: TrainerConfig, console: Console) -> Path:
     ]
     with make_progress(console) as progress:
         measurements = measure(rows, config.rounds, progress)
-    path = new_report_path("trainer", "resnet18")
+    path = new_report_path("trainer", config.network)
     settings = dataclasses.asdict(config)
     write_report(
         path,
         {"benchmark": "trainer", "environment": environment(), **settings, "rows": measurements},
     )
     title = (
-        f"{config.steps} steps of a ResNet-18 of width {config.width}, batch {config.batch_size}\n"
+        f"{config.steps} steps of {config.network}, width {config.width}, "
+        f"batch {config.batch_size}\n"
         f"{describe_device()}"
     )
     console.print(measurements_table(title, measurements))
@@ -106,9 +118,17 @@ def _run(config: TrainerConfig, console: Console) -> Path:
 
 def _experiment(config: TrainerConfig) -> Experiment:
     """Build a training on noise, longer than any measurement."""
+    if config.network == "resnet18":
+        data = DataConfig(dataset="cifar10", augmentation="crop-flip")
+        model = ModelConfig(network=config.network, width=config.width)
+        noise = _noisy_images(config)
+    else:
+        data = TextConfig(length=LENGTH)
+        model = LanguageModelConfig(network=config.network, width=config.width)
+        noise = _noisy_text(config)
     train_config = TrainConfig(
-        data=DataConfig(dataset="cifar10", augmentation="crop-flip"),
-        model=ModelConfig(network="resnet18", width=config.width),
+        data=data,
+        model=model,
         optimizer=OptimizerConfig(clip_norm=0.0),
         method=(),
         epochs=1_000,
@@ -117,10 +137,10 @@ def _experiment(config: TrainerConfig) -> Experiment:
         # At the end of every epoch by default, where the loop comes up for air once more.
         checkpoint_every=config.steps,
     )
-    return build_experiment(train_config, _noise(config))
+    return build_experiment(train_config, noise)
 
 
-def _noise(config: TrainerConfig) -> Dataset:
+def _noisy_images(config: TrainerConfig) -> Dataset:
     random = np.random.default_rng(0)
     # Whole log intervals, so that every stop is after the same number of steps.
     interval = config.steps * config.batch_size
@@ -128,6 +148,15 @@ def _noise(config: TrainerConfig) -> Dataset:
     images = random.integers(0, 256, (size, 32, 32, 3), np.uint8)
     labels = random.integers(0, 10, size)
     return make_dataset((images, labels), (images[:0], labels[:0]), (images, labels), 10)
+
+
+def _noisy_text(config: TrainerConfig) -> Corpus:
+    random = np.random.default_rng(0)
+    # As of images; the last token of a strand has no next one.
+    size = config.batch_size * (LENGTH * config.steps * INTERVALS + 1)
+    tokens = Tokens(jnp.asarray(random.integers(0, VOCABULARY_SIZE, size, np.int32)))
+    none = Tokens(tokens.tokens[:0])
+    return Corpus(tokens, none, none, tuple(map(str, range(VOCABULARY_SIZE))))
 
 
 def _loop(experiment: Experiment) -> Program:
@@ -138,23 +167,20 @@ def _loop(experiment: Experiment) -> Program:
 
 
 def _bare(experiment: Experiment, num_steps: int) -> Program:
-    dataset, batch_size = experiment.dataset, experiment.config.batch_size
-    state = experiment.init(0)
-    batch = Batch(
-        normalise(dataset.train.images[:batch_size], dataset.mean, dataset.standard_deviation),
-        jax.nn.one_hot(dataset.train.labels[:batch_size], dataset.num_classes),
-    )
+    task, state = experiment.task, experiment.init(0)
+    order = task.epoch_order(state.key, 0)
+    batch = jax.jit(task.batch)(task.train_data, order, state.step, state.key)
 
     @jax.jit
-    def step(params: Any, batch_stats: Any, opt_state: Any) -> tuple[Any, Any, Any]:
-        network = make_network(experiment.model, batch_stats, state.key)
-        loss_fn = make_loss_fn(network, (), batch)
+    def step(params: Any, network_state: Any, opt_state: Any) -> tuple[Any, Any, Any]:
+        network = task.network(network_state, jnp.ones_like(state.step), state.key, {})
+        loss_fn = task.loss_fn(network, (), batch)
         (_, outputs), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = experiment.tx.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), outputs.batch_stats, opt_state
+        return optax.apply_updates(params, updates), outputs.network_state, opt_state
 
     def run(_: Any) -> None:
-        carry = state.params, state.batch_stats, state.opt_state
+        carry = state.params, state.network_state, state.opt_state
         for _step in range(num_steps):
             carry = step(*carry)
         jax.block_until_ready(carry)

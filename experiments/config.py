@@ -8,11 +8,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 import tyro
 
 from experiments.errors import SettingError
+from experiments.models.rnn_lm import Initialisation
 from experiments.models.wide_resnet import blocks_per_group
 from experiments.regularizers import GaussNewton, Regularizer, describe_method, parse_method
 
@@ -26,6 +27,9 @@ Method: TypeAlias = Annotated[
         str_from_instance=describe_method,
     ),
 ]
+
+
+NUM_HEADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,43 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Which text, and where it is."""
+
+    dataset: Literal["pydoc", "wikitext2"] = "pydoc"
+    """Which text. pydoc is Python's own reference by characters, wikitext2 is WikiText-2 by words,
+    which is fetched by `python -m experiments data prepare`."""
+    data_dir: Path | None = None
+    """The directory with wikitext-2/train.txt, valid.txt and test.txt, or with these files
+    themselves; by default ~/tensorflow_datasets, where the other data sets are."""
+    train_tokens: int | None = None
+    """Tokens of the training text, from its beginning, by default all of them. Words of WikiText-2
+    that are not among them are <unk> everywhere, so that perplexities of different sizes do not
+    compare."""
+    evaluation_tokens: int | None = None
+    """Tokens of the validation text and of the test text, each from its beginning; by default
+    all."""
+    length: int = 35
+    """Tokens through which the loss is differentiated; the state before them is a constant."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and that the text depends on what is given.
+
+        Raises:
+            SettingError: If pydoc is given a place.
+            ValueError: If a number is below 1.
+        """
+        for name in ("train_tokens", "evaluation_tokens", "length"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        if self.dataset == "pydoc" and self.data_dir is not None:
+            raise SettingError(
+                f"data_dir must be None for pydoc, which comes with Python, not {self.data_dir}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which network."""
 
@@ -95,6 +136,52 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+    """Which language model."""
+
+    network: Literal["lstm", "gru", "transformer"] = "lstm"
+    """Recurrent layers, or a pre-norm decoder."""
+    width: int = 512
+    """Size of the embeddings and of each recurrent layer's state; of the residual stream of a
+    transformer."""
+    num_layers: int = 2
+    """Recurrent layers, or blocks of a transformer."""
+    tied_embeddings: bool = False
+    """Whether a recurrent model has one matrix for the embedding and the softmax."""
+    initialisation: Initialisation | None = None
+    """How the weights of a recurrent model are drawn. uniform: all of them from [-0.1, 0.1], as the
+    paper says; the default. pytorch: those of the recurrent layers from [-1/sqrt(n), 1/sqrt(n)] for
+    n units, the decoder's bias 0, as PyTorch's example has it. flax: each layer's own."""
+    num_heads: int | None = None
+    """Attention heads of a transformer, which divide the width; by default 4."""
+
+    def __post_init__(self) -> None:
+        """Check the sizes.
+
+        Raises:
+            ValueError: If one is out of its range, or a setting does not belong to the network.
+        """
+        for name in ("width", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        recurrent = self.network != "transformer"
+        if recurrent and self.num_heads is not None:
+            raise ValueError(f"num_heads belongs to a transformer: leave it out for {self.network}")
+        if not recurrent and (self.tied_embeddings or self.initialisation is not None):
+            raise ValueError(
+                "tied_embeddings and initialisation belong to lstm and gru: leave them out for a "
+                "transformer"
+            )
+        if not recurrent and self.width % self.heads:
+            raise ValueError(f"num_heads must divide the width {self.width}, not {self.heads}")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads, the default filled in."""
+        return NUM_HEADS if self.num_heads is None else self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
@@ -102,8 +189,9 @@ class OptimizerConfig:
     """Stochastic gradient descent with momentum, or Adam."""
     learning_rate: float = 0.05
     """Learning rate at the start."""
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """cosine: half a cosine to zero. steps: divided by 5 after 30, 60 and 80 % of the steps."""
+    schedule: Literal["cosine", "steps", "plateau"] = "cosine"
+    """cosine: half a cosine to zero. steps: divided by 5 after 30, 60 and 80 % of the steps.
+    plateau: divided by 4 after every epoch whose validation loss is not the lowest so far."""
     momentum: float = 0.9
     """Momentum; Adam's beta1."""
     weight_decay: float = 5e-4
@@ -132,20 +220,26 @@ class TrainConfig:
 
     name: tyro.conf.Suppress[str] = "custom"
     """Name of the preset."""
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    # A preset has one of the two tasks; the command line does not change from one to the other.
+    data: tyro.conf.AvoidSubcommands[DataConfig | TextConfig] = DataConfig()
+    model: tyro.conf.AvoidSubcommands[ModelConfig | LanguageModelConfig] = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     method: Method = (GaussNewton(),)
     """How the run is regularized: plain, or one word per method such as
     seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200; docs/methods.md has them all."""
     epochs: int = 10
-    """Passes over the training images."""
+    """Passes over the training data."""
     batch_size: int = 64
-    """Images per step; the rest of an epoch that does not fill a batch is left out."""
+    """Images per step; of text, the strands into which it is cut, read side by side. The rest of an
+    epoch that does not fill a batch is left out."""
     seed: int = 0
-    """Seed of initial weights, order of images, augmentation and probes."""
+    """Seed of initial weights, order of images, augmentation, dropout and probes."""
+    reported: Literal["last", "best"] = "last"
+    """Which weights the result is of: those after the last epoch, or those after the epoch with the
+    lowest validation loss."""
     trace_examples: int = 1000
-    """Training images on which tr(H) and tr(G) are measured at the end; 0 is not at all."""
+    """Training images, or windows of text, on which tr(H) and tr(G) are measured at the end; 0 is
+    not at all."""
     trace_probes: int = 16
     """Random directions for that measurement."""
     log_every: int = 20
@@ -170,8 +264,14 @@ class TrainConfig:
         """Check the numbers.
 
         Raises:
+            SettingError: If a network for images is to read text, or the other way round.
             ValueError: If one is out of its range, or a method is named twice.
         """
+        if isinstance(self.data, TextConfig) != isinstance(self.model, LanguageModelConfig):
+            raise SettingError(
+                f"the network {self.model.network} can not be trained on {self.data.dataset}: text "
+                "needs a language model, images a network for images"
+            )
         names = [part.name for part in self.method]
         for name in names:
             if names.count(name) > 1:
@@ -226,7 +326,7 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The settings, with all that `to_json` writes.
     """
-    complete = to_json(TrainConfig()) | dict(stored)
+    complete = to_json(_defaults_for(stored)) | dict(stored)
     if complete["data.dataset"] == "digits":
         complete["data.validation_size"] = None  # a number was written down, and ignored
     try:
@@ -234,3 +334,10 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         return complete  # of a method that is no longer there; it differs from any wanted now
     return complete
+
+
+def _defaults_for(stored: Mapping[str, Any]) -> TrainConfig:
+    """Choose the defaults by the task: settings of images are none of text's."""
+    if stored["data.dataset"] in get_args(get_type_hints(TextConfig)["dataset"]):
+        return TrainConfig(data=TextConfig(), model=LanguageModelConfig())
+    return TrainConfig()

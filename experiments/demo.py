@@ -347,18 +347,18 @@ def _train_one(name: str, experiment: Experiment, seed: int, progress: Progress)
         train_steps.append(step)
         train_losses.append(row["loss"])
         if step in measured_at:
-            test = evaluator.evaluate(state.params, state.batch_stats, dataset.test)
+            test = evaluator.evaluate(state.params, state.network_state, dataset.test)
             trace, _ = evaluator.trace(
-                state.params, state.batch_stats, dataset.train, trace_key, CURVE_PROBES
+                state.params, state.network_state, dataset.train, trace_key, CURVE_PROBES
             )
             test_losses.append(test.loss)
             traces.append(trace)
         # Measured for every method, also the one that has no estimate of its own.
         show(progress, task, step, row | {"trace_estimate": traces[-1]} if traces else row)
-    test = evaluator.evaluate(state.params, state.batch_stats, dataset.test)
+    test = evaluator.evaluate(state.params, state.network_state, dataset.test)
     trace, trace_error = evaluator.trace(
         state.params,
-        state.batch_stats,
+        state.network_state,
         dataset.train,
         trace_key,
         experiment.config.trace_probes,

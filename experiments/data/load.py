@@ -1,9 +1,28 @@
 """From the name of a data set to the data set."""
 
-from experiments.config import DataConfig
+from experiments.config import DataConfig, TextConfig
 from experiments.data.cifar import VALIDATION_SIZE, load_cifar
+from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
+from experiments.data.pydoc import load_pydoc_corpus
+from experiments.data.wikitext import load_wikitext2
+
+
+def load_data(config: DataConfig | TextConfig) -> Dataset | Corpus:
+    """Load the images, or the text, of a configuration.
+
+    Args:
+        config: Which, and where they are.
+
+    Returns:
+        The data.
+
+    Raises:
+        MissingDataError: If the files are not there, can not be read, or are another data set.
+        SettingError: If there are fewer than are asked for.
+    """
+    return load_corpus(config) if isinstance(config, TextConfig) else load_dataset(config)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
@@ -22,3 +41,21 @@ def load_dataset(config: DataConfig) -> Dataset:
         return load_digits()
     size = VALIDATION_SIZE if config.validation_size is None else config.validation_size
     return load_cifar(config.dataset, config.data_dir, size)
+
+
+def load_corpus(config: TextConfig) -> Corpus:
+    """Load the text of a configuration.
+
+    Args:
+        config: Which text, how much of it, and where it is.
+
+    Returns:
+        The text.
+
+    Raises:
+        MissingDataError: If the files are not there, or are another text.
+        SettingError: If the text is shorter than what is asked for.
+    """
+    if config.dataset == "pydoc":
+        return load_pydoc_corpus(config.train_tokens, config.evaluation_tokens)
+    return load_wikitext2(config.data_dir, config.train_tokens, config.evaluation_tokens)

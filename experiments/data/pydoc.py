@@ -5,6 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.corpus import Corpus, make_corpus
+from experiments.errors import SettingError
+
+EVALUATION_SHARE = 0.1
+
 
 class Text(NamedTuple):
     """A text as tokens.
@@ -35,7 +40,7 @@ def load_pydoc(train_size: int, validation_size: int) -> Text:
     Raises:
         ValueError: If the text is shorter than both together.
     """
-    text = "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+    text = _whole_text()
     if train_size + validation_size > len(text):
         raise ValueError(
             f"the text has {len(text)} characters, less than train_size + validation_size = "
@@ -44,3 +49,29 @@ def load_pydoc(train_size: int, validation_size: int) -> Text:
     vocabulary = "".join(sorted(set(text)))
     tokens = np.array([vocabulary.index(character) for character in text], np.int32)
     return Text(tokens[:train_size], tokens[-validation_size:], vocabulary)
+
+
+def load_pydoc_corpus(train_tokens: int | None, evaluation_tokens: int | None) -> Corpus:
+    """Load the whole text in three parts: the last two tenths are for validation and test.
+
+    Args:
+        train_tokens: See `make_corpus`; tokens are characters.
+        evaluation_tokens: See `make_corpus`.
+
+    Returns:
+        The text.
+
+    Raises:
+        SettingError: If a part is shorter than what is to be kept of it.
+    """
+    text = _whole_text()
+    size = round(EVALUATION_SHARE * len(text))
+    parts = text[: -2 * size], text[-2 * size : -size], text[-size:]
+    try:
+        return make_corpus(*parts, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
+    except ValueError as error:
+        raise SettingError(str(error)) from error
+
+
+def _whole_text() -> str:
+    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))

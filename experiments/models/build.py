@@ -1,12 +1,16 @@
 """From the name of a network to the network."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 
-from experiments.config import ModelConfig
+from experiments.config import LanguageModelConfig, ModelConfig
+from experiments.errors import SettingError
 from experiments.models.resnet import digits_resnet, resnet18
+from experiments.models.rnn_lm import LanguageModel
+from experiments.models.transformer import Transformer
 from experiments.models.wide_resnet import wide_resnet
 from experiments.regularizers import Regularizer
 
@@ -34,3 +38,55 @@ def build_model(
     for part in method:
         arguments = part.model(**arguments)
     return NETWORKS[config.network](**arguments)
+
+
+def build_language_model(
+    config: LanguageModelConfig,
+    vocabulary_size: int,
+    length: int,
+    method: Sequence[Regularizer] = (),
+) -> nn.Module:
+    """Build the language model of a configuration.
+
+    Args:
+        config: Which network.
+        vocabulary_size: Number of different tokens.
+        length: Tokens of a step, the longest sequence that a transformer can be given.
+        method: The regularizers, each of which may change the arguments of the constructor.
+
+    Returns:
+        The module.
+
+    Raises:
+        SettingError: If a method wants something that the network does not have.
+    """
+    network: type[nn.Module]
+    arguments: dict[str, Any] = {"vocabulary_size": vocabulary_size}
+    if config.network == "transformer":
+        network = Transformer
+        arguments |= {
+            "max_length": length,
+            "num_blocks": config.num_layers,
+            "num_heads": config.heads,
+            "model_size": config.width,
+        }
+    else:
+        network = LanguageModel
+        arguments |= {
+            "cell": config.network,
+            "embedding_size": config.width,
+            "hidden_size": config.width,
+            "num_layers": config.num_layers,
+            "tied_embeddings": config.tied_embeddings,
+            "initialisation": config.initialisation or "uniform",
+        }
+    known = {field.name for field in dataclasses.fields(network)}
+    for part in method:
+        arguments = part.model(**arguments)
+        unknown = ", ".join(arguments.keys() - known)
+        if unknown:
+            raise SettingError(
+                f"the method {part.name} can not be used with the network {config.network}, which "
+                f"has no {unknown}"
+            )
+    return network(**arguments)

@@ -5,12 +5,13 @@ The form is that of Zaremba, Sutskever and Vinyals, *Recurrent Neural Network Re
 the recurrent connections. Tied embeddings are those of Press and Wolf (2017): one matrix embeds the
 tokens and computes the logits.
 
-Initialisation is Flax's default: LeCun's normal for kernels, orthogonal recurrent kernels, zero
-biases (the forget gate's too), embeddings normal with standard deviation 1/sqrt(embedding_size).
+`Initialisation` says how the weights start. Flax's own way, the default here, has LeCun's normal
+for kernels, orthogonal recurrent kernels, zero biases (the forget gate's too), and embeddings
+normal with standard deviation 1/sqrt(embedding_size).
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,13 @@ import jax.numpy as jnp
 Carry: TypeAlias = Any  # what a cell hands from one time step to the next
 
 CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
+
+Initialisation: TypeAlias = Literal["flax", "uniform", "pytorch"]
+"""How weights are drawn: Flax's way; all from [-0.1, 0.1]; or as PyTorch's example of a language
+model has it, embedding and softmax from [-0.1, 0.1] with a bias of 0, and recurrent layers from
+[-1/sqrt(n), 1/sqrt(n)] for n units."""
+
+UNIFORM_BOUND = 0.1
 
 
 class LanguageModel(nn.Module):
@@ -33,6 +41,7 @@ class LanguageModel(nn.Module):
         dropout_rate: Dropout between the layers, in training.
         tied_embeddings: Whether the embedding is the matrix of the softmax too, which then has no
             bias; the sizes of embedding and state must be equal.
+        initialisation: How the weights are drawn.
     """
 
     vocabulary_size: int
@@ -42,6 +51,7 @@ class LanguageModel(nn.Module):
     cell: str = "lstm"
     dropout_rate: float = 0.0
     tied_embeddings: bool = False
+    initialisation: Initialisation = "flax"
 
     @nn.compact
     def __call__(
@@ -74,13 +84,17 @@ class LanguageModel(nn.Module):
                 f"carries must hold one state for each of {self.num_layers} layers, "
                 f"not {len(carries)}"
             )
-        embedding = nn.Embed(self.vocabulary_size, self.embedding_size, name="embedding")
+        embedding = nn.Embed(
+            self.vocabulary_size, self.embedding_size, name="embedding", **self._embedding_init()
+        )
         hidden = embedding(tokens)
         last_carries = []
         for i in range(self.num_layers):
             hidden = self._dropout(hidden, train=train)
             # The cell is passed where the network is built, so its params are named after it.
-            cell = CELLS[self.cell](self.hidden_size, name=f"{self.cell}{i + 1}")
+            cell = CELLS[self.cell](
+                self.hidden_size, name=f"{self.cell}{i + 1}", **self._cell_init()
+            )
             carry, hidden = nn.RNN(cell, return_carry=True)(
                 hidden, initial_carry=None if carries is None else carries[i]
             )
@@ -89,8 +103,32 @@ class LanguageModel(nn.Module):
         if self.tied_embeddings:
             logits = embedding.attend(hidden)
         else:
-            logits = nn.Dense(self.vocabulary_size, name="head")(hidden)
+            logits = nn.Dense(self.vocabulary_size, name="head", **self._head_init())(hidden)
         return logits.astype(jnp.float32), tuple(last_carries)
+
+    def _embedding_init(self) -> dict[str, Any]:
+        return {} if self.initialisation == "flax" else {"embedding_init": _uniform(UNIFORM_BOUND)}
+
+    def _cell_init(self) -> dict[str, Any]:
+        if self.initialisation == "flax":
+            return {}
+        bound = UNIFORM_BOUND if self.initialisation == "uniform" else self.hidden_size**-0.5
+        names = ("kernel_init", "recurrent_kernel_init", "bias_init")
+        return dict.fromkeys(names, _uniform(bound))
+
+    def _head_init(self) -> dict[str, Any]:
+        if self.initialisation == "flax":
+            return {}
+        uniform = _uniform(UNIFORM_BOUND)
+        bias_init = uniform if self.initialisation == "uniform" else nn.initializers.zeros
+        return {"kernel_init": uniform, "bias_init": bias_init}
 
     def _dropout(self, hidden: jax.Array, *, train: bool) -> jax.Array:
         return nn.Dropout(self.dropout_rate, deterministic=not train)(hidden)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -235,8 +235,8 @@ def table1_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tupl
         _seht_h_row(config, grids),
         row("SEHT-H (maxIter=1)", SehtH(lam=0.001)),
         *_gauss_newton_rows(config),
-        row("Gauss-Newton SEHT-H (maxIter=5)", GaussNewton(num_probes=5), note=_SCALE_FREE_NOTE),
-        row("Gauss-Newton SEHT-H (maxIter=1)", GaussNewton(), note=_SCALE_FREE_NOTE),
+        row("Gauss-Newton SEHT-H (maxIter=5)", GaussNewton(num_probes=5), note=SCALE_FREE_NOTE),
+        row("Gauss-Newton SEHT-H (maxIter=1)", GaussNewton(), note=SCALE_FREE_NOTE),
         row(
             "SEHT-H (maxIter=5) of the Gauss-Newton matrix",
             SehtH(lam=0.001, num_probes=5, curvature="gauss_newton"),
@@ -277,7 +277,7 @@ _RECOMMENDED_NOTE = (
 CALIBRATED_NOTE = _RECOMMENDED_NOTE.format(
     "0.01 over the trace before the first step, for an estimate that is rescaled"
 )
-_SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format("0.2, free of the trace's scale")
+SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format("0.2, free of the trace's scale")
 
 # More curves could not be told apart.
 _CONVERGENCE = (

@@ -6,30 +6,36 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+import seht_jax as seht
+from seht_jax.probes import LayerFunction
 
 
 class Batch(NamedTuple):
     """What a loss is computed from.
 
     Attributes:
-        images: Normalised images ``(batch, height, width, channels)``.
-        labels: Class probabilities ``(batch, classes)``, one-hot until a method mixes them.
+        inputs: Normalised images ``(batch, height, width, channels)``; of text, tokens
+            ``(batch, time)``.
+        labels: Class probabilities ``(batch, classes)``, one-hot until a method mixes them; of
+            text, the tokens that come next, ``(batch, time)``.
     """
 
-    images: Float[Array, "batch height width channels"]
-    labels: Float[Array, "batch classes"]
+    inputs: Shaped[Array, "batch ..."]
+    labels: Shaped[Array, "batch ..."]
 
 
 class Outputs(NamedTuple):
     """What a loss function returns beside the loss.
 
     Attributes:
-        batch_stats: BatchNorm's running statistics after this batch.
+        network_state: What the network carries from this batch to the next: BatchNorm's running
+            statistics, or the last states of recurrent layers.
         metrics: Scalars for the log, by name; every method may add its own.
     """
 
-    batch_stats: PyTree
+    network_state: PyTree
     metrics: dict[str, Float[Array, ""]]
 
     def with_metrics(self, **metrics: Float[Array, ""]) -> "Outputs":
@@ -48,13 +54,12 @@ LossFunction: TypeAlias = Callable[[PyTree], tuple[Float[Array, ""], Outputs]]
 """From params to the loss and its outputs; batch and keys are already inside."""
 
 NetworkFunction: TypeAlias = Callable[
-    [PyTree, Float[Array, "batch height width channels"]],
-    tuple[Float[Array, "batch classes"], PyTree],
+    [PyTree, Shaped[Array, "batch ..."]], tuple[Float[Array, "batch ... classes"], PyTree]
 ]
-"""From params and images to the logits and BatchNorm's running statistics after these images.
+"""From params and inputs to the logits, and to what is carried on to the next batch.
 
-It is the network as it is trained: BatchNorm uses the batch's statistics, and what is dropped is
-the same in every call of one step.
+It is the network as it is trained: BatchNorm uses the batch's statistics, recurrent layers start in
+the states that the last step left, and what is dropped is the same in every call of one step.
 """
 
 
@@ -64,21 +69,23 @@ class StepInputs(NamedTuple):
     Attributes:
         key: PRNG key of this step and method.
         step: Number of steps taken so far.
-        batch: Images and labels, as all methods' `augment` have left them.
+        batch: Inputs and labels, as all methods' `augment` have left them.
         network: The network.
+        layers: What a layer of the network is, in the form of `seht.regularize`.
     """
 
     key: PRNGKeyArray
     step: Int[Array, ""]
     batch: Batch
     network: NetworkFunction
+    layers: LayerFunction = seht.module_layer
 
 
 class InitialNetwork(NamedTuple):
     """A network before the first step.
 
     Attributes:
-        loss_fn: The loss of some training images, in training mode.
+        loss_fn: The loss of some training data, in training mode.
         params: The weights that seed 0 starts from.
         key: A PRNG key.
         num_steps: Steps of the run.
@@ -98,9 +105,14 @@ class Regularizer:
     returned. The training step calls the hooks and knows no method by name. A method keeps no
     state of its own: what must outlive a step belongs into the optimizer's state, so that a run
     can be taken up again.
+
+    Attributes:
+        name: Its name in `--method`.
+        images_only: Why the method makes no sense for text; empty, if it does.
     """
 
     name: ClassVar[str] = ""
+    images_only: ClassVar[str] = ""
 
     def model(self, **arguments: Any) -> dict[str, Any]:
         """Change the arguments that the network is built with.
@@ -166,13 +178,13 @@ class Regularizer:
         return batch
 
     def loss(
-        self, logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
+        self, logits: Float[Array, "*batch classes"], labels: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         """Compute a term that is added to the mean cross-entropy of a training batch.
 
         Args:
             logits: The network's outputs.
-            labels: Class probabilities.
+            labels: Those of the batch.
 
         Returns:
             The term, a scalar.
@@ -208,10 +220,10 @@ class Regularizer:
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """Change the optimizer.
 
-        Each step calls ``update(gradients, state, params, value_fn=..., grad_fn=..., key=...)``:
-        ``value_fn(params)`` is this step's objective at other params, ``grad_fn(params, _)`` its
-        gradient there, and ``key`` a PRNG key of this step. A wrapper that hands the extra
-        arguments on combines with every other.
+        Each step calls ``update(gradients, state, params, value_fn=..., grad_fn=..., key=...,
+        layers=...)``: ``value_fn(params)`` is this step's objective at other params,
+        ``grad_fn(params, _)`` its gradient there, ``key`` a PRNG key of this step, and ``layers``
+        what a layer is. A wrapper that hands the extra arguments on combines with every other.
 
         Args:
             tx: The optimizer, or what the methods before made of it.

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from experiments.regularizers.base import Regularizer
 
@@ -40,13 +40,13 @@ class ConfidencePenalty(Regularizer):
             raise ValueError(f"weight must be at least 0 and finite, not {self.weight}")
 
     def loss(
-        self, logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
+        self, logits: Float[Array, "*batch classes"], labels: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         """Compute minus beta times the mean entropy.
 
         Args:
             logits: The network's outputs.
-            labels: Class probabilities, which have no influence.
+            labels: Those of the batch, which have no influence.
 
         Returns:
             The term.

@@ -25,6 +25,7 @@ class Cutout(Regularizer):
     """
 
     name: ClassVar[str] = "cutout"
+    images_only: ClassVar[str] = "it cuts squares out of images"
 
     size: int = 16
 
@@ -50,7 +51,7 @@ class Cutout(Regularizer):
         Raises:
             SettingError: If the square is larger than the images.
         """
-        number, height, width, _ = batch.images.shape
+        number, height, width, _ = batch.inputs.shape
         if self.size > min(height, width):
             raise SettingError(
                 f"cutout's size {self.size} is larger than the images, {height}x{width}: pass "
@@ -60,7 +61,7 @@ class Cutout(Regularizer):
         in_rows = self._covered(row_key, number, height)
         in_columns = self._covered(column_key, number, width)
         hole = in_rows[:, :, None, None] & in_columns[:, None, :, None]
-        return batch._replace(images=jnp.where(hole, 0, batch.images))
+        return batch._replace(inputs=jnp.where(hole, 0, batch.inputs))
 
     def _covered(self, key: PRNGKeyArray, number: int, length: int) -> jax.Array:
         """Draw which of the positions along one axis a square covers: ``(number, length)``."""

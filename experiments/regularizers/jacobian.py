@@ -37,6 +37,7 @@ class Jacobian(Regularizer):
     """
 
     name: ClassVar[str] = "jacobian"
+    images_only: ClassVar[str] = "it takes the derivative by the inputs, and tokens have none"
 
     lam: float = 0.01
     n_proj: int = 1
@@ -67,7 +68,7 @@ class Jacobian(Regularizer):
             loss, outputs = loss_fn(params)
             squared_norm = mean_squared_norm(
                 lambda images: inputs.network(params, images)[0],
-                inputs.batch.images,
+                inputs.batch.inputs,
                 inputs.key,
                 self.n_proj,
             )

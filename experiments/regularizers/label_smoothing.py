@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from experiments.regularizers.base import Regularizer
 
@@ -46,13 +46,13 @@ class LabelSmoothing(Regularizer):
         return self.weight / (1 + self.weight)
 
     def loss(
-        self, logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
+        self, logits: Float[Array, "*batch classes"], labels: Shaped[Array, "..."]
     ) -> Float[Array, ""]:
         """Compute w times the mean cross-entropy with the uniform distribution.
 
         Args:
             logits: The network's outputs.
-            labels: Class probabilities, which have no influence.
+            labels: Those of the batch, which have no influence.
 
         Returns:
             The term.

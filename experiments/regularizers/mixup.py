@@ -23,6 +23,7 @@ class Mixup(Regularizer):
     """
 
     name: ClassVar[str] = "mixup"
+    images_only: ClassVar[str] = "it mixes inputs, and tokens can not be mixed"
 
     alpha: float = 1.0
 
@@ -48,7 +49,7 @@ class Mixup(Regularizer):
         if self.alpha == 0:
             return batch
         share_key, partner_key = jax.random.split(key)
-        dtype = batch.images.dtype
+        dtype = batch.inputs.dtype
         share = jax.random.beta(share_key, self.alpha, self.alpha, dtype=dtype)
         partners = jax.random.permutation(partner_key, len(batch.labels))
         return jax.tree.map(lambda array: share * array + (1 - share) * array[partners], batch)

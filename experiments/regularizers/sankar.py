@@ -60,7 +60,7 @@ class SankarFull(Regularizer):
 
         Args:
             loss_fn: The loss.
-            inputs: Key, number, network and images of the step.
+            inputs: Key, number, network, inputs and layers of the step.
 
         Returns:
             The penalised loss.
@@ -92,12 +92,12 @@ class SankarFull(Regularizer):
 
         Args:
             params: The network's parameters.
-            inputs: Network and images of the step.
+            inputs: Network, inputs and layers of the step.
 
         Returns:
             The ``layers`` of `seht.regularize`.
         """
-        return seht.module_layer
+        return inputs.layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +117,14 @@ class SankarMiddle(SankarFull):
 
         Args:
             params: The network's parameters.
-            inputs: Network and images of the step.
+            inputs: Network, inputs and layers of the step.
 
         Returns:
             The ``layers`` of `seht.regularize`.
         """
         paths = paths_in_order(inputs, params)
         middle = set(paths[len(paths) // 4 : 3 * len(paths) // 4 + 1])
-        return lambda path: seht.module_layer(path) if path in middle else None
+        return lambda path: inputs.layers(path) if path in middle else None
 
 
 def paths_in_order(inputs: StepInputs, params: PyTree) -> list[tuple[str, ...]]:
@@ -133,14 +133,14 @@ def paths_in_order(inputs: StepInputs, params: PyTree) -> list[tuple[str, ...]]:
     A params dictionary does not say: inside ``jit`` its keys are in alphabetical order.
 
     Args:
-        inputs: Network and images of the step.
+        inputs: Network, inputs and layers of the step.
         params: The network's parameters, nested dictionaries.
 
     Returns:
         The paths of the arrays.
     """
     paths = [tuple(entry.key for entry in path) for path, _ in jax.tree.leaves_with_path(params)]
-    jaxpr = jax.make_jaxpr(inputs.network)(params, inputs.batch.images).jaxpr
+    jaxpr = jax.make_jaxpr(inputs.network)(params, inputs.batch.inputs).jaxpr
     first_uses = {}
     for number, equation in enumerate(jaxpr.eqns):
         for variable in equation.invars:

@@ -13,6 +13,7 @@ import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
 from seht_jax.contribution import make_contribution
 from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
+from seht_jax.probes import LayerFunction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class SehtH(Regularizer):
 
         Args:
             loss_fn: The loss.
-            inputs: Key and number of the step.
+            inputs: Key, number and layers of the step.
 
         Returns:
             The penalised loss.
@@ -81,6 +82,7 @@ class SehtH(Regularizer):
             loss_fn,
             inputs.key,
             lam=lam,
+            layers=inputs.layers,
             has_aux=True,
             with_estimate=True,
             scale_free=self.scale_free,
@@ -163,7 +165,7 @@ class SehtShare(Regularizer):
         if not 0 < self.relative < math.inf:
             raise ValueError(f"relative must be finite and above 0, not {self.relative}")
         check_curvature(self.curvature)
-        self._transformation()
+        self._transformation(seht.module_layer)
 
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """Add the penalty's gradient in front of the optimizer.
@@ -174,18 +176,19 @@ class SehtShare(Regularizer):
         Returns:
             The chain of both.
         """
-        penalty = self._transformation()
+        penalty = self._transformation(seht.module_layer)
 
         def update(
             updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
         ) -> tuple[PyTree, Any]:
             # The key of the step in place of the state's, so that every run has its own probes.
             state = state._replace(key=extra_args.pop("key"))
-            return penalty.update(updates, state, params, **extra_args)
+            of_the_network = self._transformation(extra_args.pop("layers", seht.module_layer))
+            return of_the_network.update(updates, state, params, **extra_args)
 
         return optax.chain(optax.GradientTransformationExtraArgs(penalty.init, update), tx)
 
-    def _transformation(self) -> optax.GradientTransformationExtraArgs:
+    def _transformation(self, layers: LayerFunction) -> optax.GradientTransformationExtraArgs:
         return seht.add_hessian_trace(
             self.p,
             math.inf,
@@ -193,6 +196,7 @@ class SehtShare(Regularizer):
             self.every,
             relative=self.relative,
             num_probes=self.num_probes,
+            layers=layers,
             curvature=check_curvature(self.curvature),
             num_branches=self.num_branches,
         )

@@ -14,33 +14,32 @@ class Curves(NamedTuple):
     Attributes:
         epochs: The epochs, 1, 2, ...
         train_loss: Mean cross-entropy of the epoch's training batches.
-        validation_accuracy: Share of the validation images that are classified rightly at the
-            epoch's end.
+        validation: The figure of the validation data at the epoch's end.
     """
 
     epochs: np.ndarray
     train_loss: np.ndarray
-    validation_accuracy: np.ndarray
+    validation: np.ndarray
 
 
-def read_curves(directory: Path) -> Curves:
+def read_curves(directory: Path, figure: str) -> Curves:
     """Read the curves of a finished run.
 
     Args:
         directory: The run directory.
+        figure: Name of the validation figure in the result, ``"validation_accuracy"`` for one.
 
     Returns:
-        The curves; the accuracies are nan where there are no validation data.
+        The curves; the validation figures are nan where there are no validation data.
     """
+    in_log = figure.replace("_", "/", 1)
     rows = read_log(directory / LOG)
     steps = np.diff([0, *(row["step"] for row in rows)])
     # A line stands for the steps since the one before, and a line ends with every epoch.
     epoch_of_line = np.ceil([row["epoch"] for row in rows]).astype(int)
     losses = np.array([row["loss"] for row in rows])
     measured = {
-        epoch: row["validation/accuracy"]
-        for epoch, row in zip(epoch_of_line, rows, strict=True)
-        if "validation/accuracy" in row
+        epoch: row[in_log] for epoch, row in zip(epoch_of_line, rows, strict=True) if in_log in row
     }
     epochs = np.unique(epoch_of_line)
     return Curves(
@@ -51,5 +50,5 @@ def read_curves(directory: Path) -> Curves:
                 for epoch in epochs
             ]
         ),
-        validation_accuracy=np.array([measured.get(epoch, np.nan) for epoch in epochs]),
+        validation=np.array([measured.get(epoch, np.nan) for epoch in epochs]),
     )

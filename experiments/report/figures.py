@@ -57,7 +57,7 @@ class Setting(NamedTuple):
 def draw_convergence(
     sweep: SweepRecord, summaries: Sequence[RowSummary], theme: Theme = LIGHT
 ) -> Figure | None:
-    """Draw training loss and validation accuracy by epoch.
+    """Draw training loss and the figure by which the sweep chooses, by epoch.
 
     Args:
         sweep: The runs.
@@ -76,20 +76,22 @@ def draw_convergence(
     }
     if not drawn:
         return None
+    in_per_cent = sweep.selected_by.endswith("accuracy")
     with _colours(theme):
-        figure, (loss_axis, accuracy_axis) = _empty_figure(theme, num_axes=2)
+        figure, (loss_axis, validation_axis) = _empty_figure(theme, num_axes=2)
         for (label, point), style in zip(drawn.items(), _styles(theme), strict=False):
-            curves = [read_curves(run.directory) for run in point.finished]
+            curves = [read_curves(run.directory, sweep.selected_by) for run in point.finished]
             epochs = curves[0].epochs
             diverged = f", {point.num_diverged} diverged" if point.num_diverged else ""
             name = f"{label} (n = {len(curves)}{diverged})"
             _draw_band(loss_axis, epochs, [each.train_loss for each in curves], style, name)
-            accuracies = [100 * each.validation_accuracy for each in curves]
-            _draw_band(accuracy_axis, epochs, accuracies, style, name)
+            measured = [(100 if in_per_cent else 1) * each.validation for each in curves]
+            _draw_band(validation_axis, epochs, measured, style, name)
         loss_axis.set_yscale("log")
         loss_axis.set_title("Training loss on the method's own labels, mean of an epoch")
-        accuracy_axis.set_title("Validation accuracy, %")
-        for axis in (loss_axis, accuracy_axis):
+        title = sweep.selected_by.replace("_", " ").capitalize()
+        validation_axis.set_title(f"{title}, %" if in_per_cent else title)
+        for axis in (loss_axis, validation_axis):
             axis.set_xlabel("epoch")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         handles, labels = loss_axis.get_legend_handles_labels()

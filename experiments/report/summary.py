@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.report.read import PointRecord, RowRecord, SweepRecord
+from experiments.sweep.definition import more_is_better
 
 
 class Estimate(NamedTuple):
@@ -51,7 +52,7 @@ def summarise(sweep: SweepRecord) -> list[RowSummary]:
 def choose(points: Sequence[PointRecord], selected_by: str) -> PointRecord | None:
     """Choose a point of a grid by validation data.
 
-    It is the point with the largest mean over its finished runs, where a point of whose runs a
+    It is the point with the best mean over its finished runs, where a point of whose runs a
     smaller share diverged comes before the others, whatever their means: a mean over the runs that
     survived flatters.
 
@@ -64,9 +65,11 @@ def choose(points: Sequence[PointRecord], selected_by: str) -> PointRecord | Non
     """
     ended = [point for point in points if point.num_ended]
 
+    sign = 1.0 if more_is_better(selected_by) else -1.0
+
     def merit(point: PointRecord) -> tuple[float, float]:
         figure = estimate_metric(point, selected_by)
-        mean = float("-inf") if figure is None else figure.mean
+        mean = float("-inf") if figure is None else sign * figure.mean
         return -point.num_diverged / point.num_ended, mean
 
     return max(ended, key=merit, default=None)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from experiments.report.cost import RowCost
 from experiments.report.read import SweepRecord
 from experiments.report.summary import Estimate, RowSummary, estimate_metric
-from experiments.sweep.definition import TIME_RATIO, Reported
+from experiments.sweep.definition import TIME_RATIO, Reported, more_is_better
 
 NOTHING = "–"
 NOT_RUN = "not run; reported by its paper"
@@ -233,14 +233,16 @@ def _reported(figure: Reported | None) -> str:
 
 
 def _data_remarks(sweep: SweepRecord) -> list[str]:
+    results = [run.result for run in sweep.runs() if run.result is not None]
     sizes = {
-        tuple(result[f"{split}_images"] for split in ("train", "validation", "test"))
-        for result in (run.result for run in sweep.runs())
-        if result is not None and "train_images" in result
+        (*(result[f"{split}_{unit}"] for split in ("train", "validation", "test")), unit)
+        for result in results
+        for unit in ("images", "tokens")
+        if f"train_{unit}" in result
     }
     return [
-        f"{train:,} training, {validation:,} validation and {test:,} test images."
-        for train, validation, test in sorted(sizes)
+        f"{train:,} training, {validation:,} validation and {test:,} test {unit}."
+        for train, validation, test, unit in sorted(sizes)
     ]
 
 
@@ -253,13 +255,19 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
             if point is not None
         }
     )
-    last = f" ({', '.join(map(str, epochs))})" if epochs else ""
+    numbers = ", ".join(map(str, epochs))
+    reported = {point.settings.get("reported") for row in sweep.rows for point in row.points}
+    if reported == {"best"}:
+        where = "at each run's best epoch on validation data" + (f" of {numbers}" if epochs else "")
+    else:
+        where = "at the last epoch" + (f" ({numbers})" if epochs else "")
     means = (
-        f"Mean ± standard error over n seeds, at the last epoch{last}; a single run has no "
-        "standard error. Runs that diverged are counted, and are in no mean."
+        f"Mean ± standard error over n seeds, {where}; a single run has no standard error. Runs "
+        "that diverged are counted, and are in no mean."
     )
+    best = "largest" if more_is_better(sweep.selected_by) else "smallest"
     choice = (
-        f"Of a grid, the point with the largest mean {sweep.selected_by.replace('_', ' ')} is "
+        f"Of a grid, the point with the {best} mean {sweep.selected_by.replace('_', ' ')} is "
         "chosen; one with a larger share of diverged runs comes behind the others. Test figures "
         "play no part in it."
     )

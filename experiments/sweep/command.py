@@ -30,8 +30,9 @@ class SweepConfig:
     sweep: tyro.conf.Positional[SweepName]
     """Which sweep. table1: ResNet-18 on CIFAR-10. table2: WRN-28-10 on CIFAR-100; table2-tenth:
     with the other strengths that the paper states. -grid: with the values that the paper tried.
-    figure1: convergence, and accuracy by probes and p. cost: one epoch of each row. -small: the
-    same rows at the size of two CPU cores. digits-small: a trial that needs no download."""
+    figure1: convergence, and accuracy by probes and p. cost: one epoch of each row. table3: LSTM on
+    WikiText-2. table4: GRU. -small: the same rows at the size of two CPU cores. digits-small: a
+    trial that needs no download."""
     seeds: int | None = None
     """Runs of each point; the seeds are 0, 1, ... More may be added later. By default as many as
     the sweep says: 5 for the paper's tables."""
@@ -46,7 +47,8 @@ class SweepConfig:
     output_dir: Path | None = None
     """Where the runs go; by default runs/sweeps/SWEEP."""
     data_dir: Path | None = None
-    """TFDS's data directory, for data sets that do not come with a package."""
+    """Where data sets are that do not come with a package: TFDS's data directory, and that of
+    WikiText-2."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

@@ -38,7 +38,11 @@ class Column(NamedTuple):
 TIME_RATIO = "time_ratio"
 """Name, in `Row.paper`, of the time of a step over that of the plain row."""
 
-_SELECTING = ("validation_accuracy", "validation_top5_accuracy")
+_MORE_IS_BETTER = {
+    "validation_accuracy": True,
+    "validation_top5_accuracy": True,
+    "validation_perplexity": False,
+}
 _NOT_IN_A_GRID = {"name", "seed", "run_dir", "method", "data.data_dir"}
 
 
@@ -126,8 +130,8 @@ class Sweep:
         title: The heading of its report.
         rows: Its rows, in the order in which they are printed.
         columns: The numbers that the table prints.
-        selected_by: The number by whose mean over the seeds a point of a grid is chosen, the
-            largest: a validation figure, since a choice by test figures flatters what is chosen.
+        selected_by: The number by whose mean over the seeds a point of a grid is chosen, the best:
+            a validation figure, since a choice by test figures flatters what is chosen.
         baseline: Label of the row whose step the others' time is compared with; by default the
             first that is run.
         convergence: Labels of the rows in the figure of convergence; by default all.
@@ -168,10 +172,10 @@ class Sweep:
         for label in (*self.convergence, *filter(None, [self.baseline])):
             if label not in run:
                 raise ValueError(f"{label!r} is no row that is run; those are {', '.join(run)}")
-        if self.selected_by not in _SELECTING:
+        if self.selected_by not in _MORE_IS_BETTER:
             raise ValueError(
-                "selected_by must be a validation figure of which more is better, "
-                f"{' or '.join(_SELECTING)}, not {self.selected_by!r}"
+                "selected_by must be a validation figure of which it is known whether more is "
+                f"better, {' or '.join(_MORE_IS_BETTER)}, not {self.selected_by!r}"
             )
 
     def points(self) -> list[Point]:
@@ -185,6 +189,18 @@ class Sweep:
             for row in self.rows
             for point in row.points()
         ]
+
+
+def more_is_better(selected_by: str) -> bool:
+    """Tell whether the larger of two numbers is the better one.
+
+    Args:
+        selected_by: Name of the number, one by which a sweep may choose.
+
+    Returns:
+        `True` for an accuracy, `False` for a perplexity.
+    """
+    return _MORE_IS_BETTER[selected_by]
 
 
 def with_epochs(sweep: Sweep, epochs: int) -> Sweep:

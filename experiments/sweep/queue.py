@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from experiments.errors import ExperimentError, StorageError
-from experiments.sweep.definition import Sweep
+from experiments.sweep.definition import Sweep, more_is_better
 from experiments.sweep.lock import database_lock
 from experiments.sweep.plan import PlannedRun, check_settings, settings_of
 
@@ -126,7 +126,7 @@ class RunQueue:
                 study_name=study_name,
                 storage=self._storage,
                 sampler=optuna.samplers.RandomSampler(),  # which is never asked
-                direction="maximize",
+                direction="maximize" if more_is_better(sweep.selected_by) else "minimize",
                 load_if_exists=True,
             )
             check_settings(

@@ -1,9 +1,10 @@
 """Image classification: the loss of a batch, evaluation of a split, curvature on a split."""
 
-import statistics
+import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,13 +13,167 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-import seht_jax as seht
-from experiments.data.augment import normalise
+from experiments.data.augment import crop_and_flip, normalise, random_flip
 from experiments.data.dataset import Dataset, Split
-from experiments.regularizers import Batch, LossFunction, NetworkFunction, Outputs, Regularizer
+from experiments.errors import SettingError
+from experiments.regularizers import Batch, LossFunction, NetworkFunction, Regularizer
+from experiments.tasks.base import (
+    ORDER_STREAM,
+    Evaluator,
+    Metrics,
+    Task,
+    estimate_trace,
+    make_training_loss,
+    trace_sample,
+)
 from seht_jax.curvature import Curvature
 
 EVALUATION_BATCH_SIZE = 256
+
+# As many as the traces of the studies of strengths are measured on.
+INITIAL_EXAMPLES = 256
+
+
+# Jitted: run eagerly, every operation is compiled for itself, which takes longer. Networks of the
+# same settings are equal, so all runs share one compilation.
+@partial(jax.jit, static_argnames=("model", "image_shape"))
+def _init_variables(
+    model: nn.Module, image_shape: tuple[int, ...], key: PRNGKeyArray
+) -> dict[str, PyTree]:
+    return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False))
+
+
+@jax.jit
+def epoch_order(
+    key: PRNGKeyArray, epoch: Int[Array, ""], labels: Int[Array, " examples"]
+) -> Int[Array, " examples"]:
+    """Draw the order in which an epoch takes the training images.
+
+    Args:
+        key: PRNG key of the run.
+        epoch: Which epoch.
+        labels: The labels, for their number.
+
+    Returns:
+        A permutation of the images' indices.
+    """
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, ORDER_STREAM), epoch)
+    return jax.random.permutation(epoch_key, labels.shape[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """Classification of images, whose network state is BatchNorm's running statistics.
+
+    Attributes:
+        augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
+    """
+
+    unit: ClassVar[str] = "images"
+
+    dataset: Dataset
+    augmentation: str
+
+    @property
+    def train_data(self) -> Split:
+        """The training images."""
+        return self.dataset.train
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training set."""
+        return self.size("train") // self.batch_size
+
+    @property
+    def units_per_step(self) -> int:
+        """Images of a batch."""
+        return self.batch_size
+
+    @property
+    def num_examples(self) -> int:
+        """Training images."""
+        return self.size("train")
+
+    def size(self, split: str) -> int:
+        """Count images."""
+        return len(getattr(self.dataset, split).labels)
+
+    def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        """Draw initial weights."""
+        image_shape = self.dataset.train.images.shape[1:]
+        variables = _init_variables(self.model, image_shape, key)
+        return variables["params"], variables["batch_stats"]
+
+    def epoch_order(self, key: PRNGKeyArray, epoch: int) -> Int[Array, " examples"]:
+        """Draw a permutation of the training images."""
+        return epoch_order(key, jnp.asarray(epoch), self.dataset.train.labels)
+
+    def batch(
+        self, data: Split, order: Int[Array, " examples"], step: Int[Array, ""], key: PRNGKeyArray
+    ) -> Batch:
+        """Take the slice of the order that belongs to the step, and augment it."""
+        position = step % (data.labels.shape[0] // self.batch_size)
+        start = position * self.batch_size
+        indices = jax.lax.dynamic_slice(order, (start,), (self.batch_size,))
+        images = data.images[indices]
+        if self.augmentation == "crop-flip":
+            images = crop_and_flip(key, images)
+        elif self.augmentation == "flip":
+            images = random_flip(key, images)
+        return prepare_batch(self.dataset, Split(images, data.labels[indices]))
+
+    def initial_batch(self) -> Batch:
+        """Take the first images."""
+        return prepare_batch(self.dataset, self.first_examples(INITIAL_EXAMPLES))
+
+    def network(
+        self,
+        network_state: PyTree,
+        step: Int[Array, ""],
+        dropout_key: PRNGKeyArray,
+        call_arguments: Mapping[str, Any],
+    ) -> NetworkFunction:
+        """Build the network of one training step."""
+        del step
+        return make_network(self.model, network_state, dropout_key, call_arguments)
+
+    def loss_fn(
+        self, network: NetworkFunction, method: Sequence[Regularizer], batch: Batch
+    ) -> LossFunction:
+        """Build the training loss of one batch."""
+        return make_loss_fn(network, method, batch)
+
+    def evaluator(self) -> "ImageEvaluator":
+        """Prepare the evaluation."""
+        return ImageEvaluator(self.model, self.dataset)
+
+    def first_examples(self, number: int) -> Split:
+        """Take the first images."""
+        return Split(*(array[:number] for array in self.dataset.train))
+
+    def check_fit(self, method: Sequence[Regularizer]) -> None:
+        """Check that batch and methods can be used.
+
+        Args:
+            method: The regularizers.
+
+        Raises:
+            SettingError: If the batch is larger than the training set, or a method can not work on
+                images of this size.
+        """
+        if self.steps_per_epoch < 1:
+            raise SettingError(
+                f"batch_size {self.batch_size} is larger than the {self.size('train')} training "
+                "images"
+            )
+
+        def augment() -> Batch:
+            batch = prepare_batch(self.dataset, self.first_examples(self.batch_size))
+            for part in method:
+                batch = part.augment(jax.random.key(0), batch)
+            return batch
+
+        jax.eval_shape(augment)
 
 
 class Evaluation(NamedTuple):
@@ -33,6 +188,22 @@ class Evaluation(NamedTuple):
     loss: float
     accuracy: float
     top5_accuracy: float
+
+
+def prepare_batch(dataset: Dataset, split: Split) -> Batch:
+    """Normalise images, and write their labels as probabilities.
+
+    Args:
+        dataset: Statistics for normalisation, and the number of classes.
+        split: Raw images and labels.
+
+    Returns:
+        The batch.
+    """
+    return Batch(
+        normalise(split.images, dataset.mean, dataset.standard_deviation),
+        jax.nn.one_hot(split.labels, dataset.num_classes),
+    )
 
 
 def make_network(
@@ -87,23 +258,18 @@ def make_loss_fn(
         alone) and ``accuracy``.
     """
 
-    def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Outputs]:
-        logits, batch_stats = network(params, batch.images)
-        logits = seht.outputs(logits)
-        cross_entropy = jnp.mean(optax.softmax_cross_entropy(logits, batch.labels))
-        loss = sum((part.loss(logits, batch.labels) for part in method), start=cross_entropy)
-        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(batch.labels, axis=-1)
-        metrics = {"loss": cross_entropy, "accuracy": jnp.mean(hits, dtype=jnp.float32)}
-        return loss, Outputs(batch_stats, metrics)
+    def measure(
+        logits: Float[Array, "batch classes"], labels: Float[Array, "batch classes"]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        hits = jnp.argmax(logits, axis=-1) == jnp.argmax(labels, axis=-1)
+        loss = jnp.mean(optax.softmax_cross_entropy(logits, labels))
+        return loss, {"accuracy": jnp.mean(hits, dtype=jnp.float32)}
 
-    return loss_fn
+    return make_training_loss(network, method, batch, measure)
 
 
-class Evaluator:
-    """Evaluates a network on the splits of one data set.
-
-    It keeps its compiled functions, so that one instance serves all runs of a network.
-    """
+class ImageEvaluator(Evaluator):
+    """Evaluates a network on the splits of one data set."""
 
     def __init__(self, model: nn.Module, dataset: Dataset) -> None:
         """Prepare the evaluation.
@@ -129,32 +295,26 @@ class Evaluator:
             )
             return jnp.sum(per_image, axis=-1, where=jnp.arange(EVALUATION_BATCH_SIZE) < size)
 
-        def trace_sample(
+        def sample(
             curvature: Curvature,
             params: PyTree,
             batch_stats: PyTree,
             split: Split,
             key: PRNGKeyArray,
         ) -> Float[Array, ""]:
-            batch = Batch(
-                normalise(split.images, dataset.mean, dataset.standard_deviation),
-                jax.nn.one_hot(split.labels, dataset.num_classes),
-            )
-            loss_fn = make_loss_fn(make_network(model, batch_stats, key), (), batch)
-            estimate = seht.hutchinson_trace(
-                loss_fn, key, num_probes=1, has_aux=True, curvature=curvature
-            )
-            return estimate(params).mean
+            network = make_network(model, batch_stats, key)
+            loss_fn = make_loss_fn(network, (), prepare_batch(dataset, split))
+            return trace_sample(loss_fn, params, key, curvature)
 
         self._sums = jax.jit(sums)
-        self._trace_sample = jax.jit(trace_sample, static_argnums=0)
+        self._sample = jax.jit(sample, static_argnums=0)
 
-    def evaluate(self, params: PyTree, batch_stats: PyTree, split: Split) -> Evaluation:
+    def evaluate(self, params: PyTree, network_state: PyTree, split: Split) -> Evaluation:
         """Compute mean loss and accuracies with the running statistics.
 
         Args:
             params: The network's parameters.
-            batch_stats: BatchNorm's running statistics.
+            network_state: BatchNorm's running statistics.
             split: Images and labels, any number.
 
         Returns:
@@ -169,40 +329,28 @@ class Evaluator:
             # Filled up to one shape, which is compiled once whatever the sizes of the splits are.
             part_size = len(part.labels)
             part = jax.tree.map(_fill_up, part)
-            total += np.asarray(self._sums(params, batch_stats, part, part_size))
+            total += np.asarray(self._sums(params, network_state, part, part_size))
         return Evaluation(*(total / size).tolist())
 
     def trace(
         self,
         params: PyTree,
-        batch_stats: PyTree,
+        network_state: PyTree,
         split: Split,
         key: PRNGKeyArray,
         num_probes: int,
         curvature: Curvature = "hessian",
     ) -> tuple[float, float]:
-        """Estimate tr(H), or tr(G), of the mean cross-entropy over a split, taken as one batch.
+        """Estimate tr(H), or tr(G), on a split.
 
-        BatchNorm is in training mode, that is, it uses the statistics of the split itself: the
-        loss whose curvature a penalised training step sees, on more images. The method's own loss
-        terms are left out, so that all methods are measured alike.
-
-        Args:
-            params: The network's parameters.
-            batch_stats: BatchNorm's running statistics (they have no influence).
-            split: Images and labels.
-            key: PRNG key of the probes.
-            num_probes: Number of Rademacher probes, at least 2.
-            curvature: "hessian" is the Hessian H, "gauss_newton" the Gauss-Newton matrix G.
-
-        Returns:
-            The estimate and its standard error.
+        BatchNorm is in training mode, that is, it uses the statistics of the split itself, and its
+        running statistics have no influence.
         """
-        samples = [
-            float(self._trace_sample(curvature, params, batch_stats, split, probe_key))
-            for probe_key in jax.random.split(key, num_probes)
-        ]
-        return statistics.fmean(samples), statistics.stdev(samples) / num_probes**0.5
+        return estimate_trace(
+            lambda probe_key: self._sample(curvature, params, network_state, split, probe_key),
+            key,
+            num_probes,
+        )
 
 
 def _fill_up(array: Array) -> Array:

@@ -17,6 +17,7 @@ from rich.progress import (
 from tensorboardX import SummaryWriter
 
 LOG = "metrics.jsonl"
+PER_SECOND = "_per_second"
 
 _MISSING = "–"
 
@@ -37,7 +38,7 @@ def make_progress(console: Console) -> Progress:
         TextColumn("loss [bold]{task.fields[loss]}"),
         TextColumn("trace [bold]{task.fields[trace]}"),
         TextColumn("{task.fields[step_time]} ms/step"),
-        TextColumn("{task.fields[throughput]} images/s"),
+        TextColumn("{task.fields[throughput]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         console=console,
@@ -83,8 +84,14 @@ def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) 
         loss=f"{row['loss']:.4f}",
         trace=_MISSING if trace is None else f"{trace:.3g}",
         step_time=f"{1e3 * row['step_time']:.1f}",
-        throughput=f"{row['images_per_second']:.0f}",
+        throughput=_throughput(row),
     )
+
+
+def _throughput(row: Mapping[str, float]) -> str:
+    """Write down what the log calls images, or tokens, per second."""
+    (name,) = (name for name in row if name.endswith(PER_SECOND))
+    return f"{row[name]:.0f} {name.removesuffix(PER_SECOND)}/s"
 
 
 class RunLog:

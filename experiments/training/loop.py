@@ -12,19 +12,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from rich.console import Console
 
 from experiments.config import TrainConfig
-from experiments.data.augment import normalise
-from experiments.data.dataset import Dataset, Split
-from experiments.data.load import load_dataset
+from experiments.data.corpus import Corpus
+from experiments.data.dataset import Dataset
+from experiments.data.load import load_data
 from experiments.errors import DivergedError, SettingError
-from experiments.models.build import build_model
-from experiments.regularizers import Batch, InitialNetwork, describe_method
-from experiments.tasks.classification import Evaluator, make_loss_fn, make_network
-from experiments.training.checkpoint import Checkpoints
-from experiments.training.logging import LOG, RunLog, add_run, make_progress, read_log, show
+from experiments.regularizers import InitialNetwork, describe_method
+from experiments.tasks.base import SPLITS, Evaluator, Task
+from experiments.tasks.build import build_task
+from experiments.training.checkpoint import Best, Checkpoints
+from experiments.training.logging import (
+    LOG,
+    PER_SECOND,
+    RunLog,
+    add_run,
+    make_progress,
+    read_log,
+    show,
+)
+from experiments.training.plateau import after_epoch
 from experiments.training.run_directory import (
     claim_run_directory,
     read_result,
@@ -32,7 +41,7 @@ from experiments.training.run_directory import (
     write_result,
 )
 from experiments.training.state import TrainState, init_state, make_optimizer
-from experiments.training.step import TrainStep, epoch_order, make_train_step
+from experiments.training.step import TrainStep, make_train_step
 from seht_jax.curvature import Curvature
 
 Row: TypeAlias = dict[str, float]
@@ -43,9 +52,6 @@ _TRACES: dict[str, Curvature] = {"trace": "hessian", "gauss_newton_trace": "gaus
 # What the methods call the strength of a penalty.
 _STRENGTHS = ("lam", "gamma", "strength", "initial_penalty", "relative")
 
-# As many as the traces of the studies of strengths are measured on.
-INITIAL_EXAMPLES = 256
-
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Train one network, or go on with a run that was interrupted.
@@ -55,7 +61,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console: Where progress is shown.
 
     Returns:
-        The result: losses and accuracies at the last epoch, tr(H) and tr(G), steps and seconds.
+        The result: figures of the reported weights, tr(H) and tr(G), steps and seconds.
 
     Raises:
         ConfigMismatchError: If the run directory belongs to another configuration.
@@ -64,40 +70,44 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         SettingError: If a setting does not fit the data.
     """
     directory = config.resolved_run_dir
-    dataset = load_dataset(config.data)
-    check_fit(config, dataset)  # before a directory is made that would hold the wrong settings
-    claim_run_directory(directory, config, dataset)
+    data = load_data(config.data)
+    check_fit(config, data)  # before a directory is made that would hold the wrong settings
+    claim_run_directory(directory, config, data)
     result = read_result(directory)
     if result is not None:
         console.print(f"This run is finished; its result was in {directory}.")
         return result
     record_start(directory)
-    experiment = build_experiment(config, dataset)
+    experiment = build_experiment(config, data)
     state = experiment.init(config.seed)
+    best = experiment.no_best(state) if config.reported == "best" else None
     with Checkpoints(directory / "checkpoints") as checkpoints:
         if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
+            if best is None:
+                state = checkpoints.restore(state)
+            else:
+                state, best = checkpoints.restore_with_best(state, best)
             console.print(f"Going on from step {int(state.step)} in {directory}.")
         else:
             console.print(f"Training {' '.join(describe_method(config.method))} in {directory}.")
         with console.status("Compiling the training step"):
             experiment.warm_up(state)
         with RunLog(directory, resumed_at=int(state.step)) as log:
-            state = _train_and_log(experiment, state, checkpoints, log, console)
-        result = _summarise(experiment, state, read_log(directory / LOG))
+            state, best = _train_and_log(experiment, state, best, checkpoints, log, console)
+        result = _summarise(experiment, state, best, read_log(directory / LOG))
         write_result(directory, result)
         checkpoints.keep_newest()
     return result
 
 
-def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
+def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment":
     """Build network, optimizer and training step.
 
     Nothing is computed yet, unless a method wants to see the network before the first step.
 
     Args:
         config: The configuration.
-        dataset: The data.
+        data: The data.
 
     Returns:
         What all runs of this configuration, whatever their seed, have in common.
@@ -105,67 +115,51 @@ def build_experiment(config: TrainConfig, dataset: Dataset) -> "Experiment":
     Raises:
         SettingError: If a setting does not fit the data.
     """
-    check_fit(config, dataset)
-    size = len(dataset.train.labels)
-    model = build_model(config.model, dataset.num_classes, config.method)
-    num_steps = config.epochs * (size // config.batch_size)
-    initial = functools.partial(_initial_network, model, dataset, num_steps)
+    task = check_fit(config, data)
+    num_steps = config.epochs * task.steps_per_epoch
+    initial = functools.partial(_initial_network, task, num_steps)
     method = [part.at_start(initial) for part in config.method]
     tx = make_optimizer(config.optimizer, num_steps, method)
-    train_step = make_train_step(
-        model,
-        tx,
-        method,
-        dataset,
-        batch_size=config.batch_size,
-        augmentation=config.data.augmentation,
-    )
+    train_step = make_train_step(task, tx, method)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
-    evaluator = Evaluator(build_model(config.model, dataset.num_classes), dataset)
-    return Experiment(config, dataset, model, tx, train_step, evaluator)
+    evaluator = build_task(config, data).evaluator()
+    return Experiment(config, task, tx, train_step, evaluator)
 
 
-def _initial_network(model: nn.Module, dataset: Dataset, num_steps: int) -> InitialNetwork:
-    state = init_state(model, optax.identity(), dataset.train.images.shape[1:], seed=0)
-    part = Split(*(array[:INITIAL_EXAMPLES] for array in dataset.train))
-    batch = Batch(
-        normalise(part.images, dataset.mean, dataset.standard_deviation),
-        jax.nn.one_hot(part.labels, dataset.num_classes),
-    )
-    network = make_network(model, state.batch_stats, state.key)
-    return InitialNetwork(make_loss_fn(network, (), batch), state.params, state.key, num_steps)
+def _initial_network(task: Task, num_steps: int) -> InitialNetwork:
+    state = init_state(task, optax.identity(), seed=0)
+    network = task.network(state.network_state, state.step, state.key, {})
+    loss_fn = task.loss_fn(network, (), task.initial_batch())
+    return InitialNetwork(loss_fn, state.params, state.key, num_steps)
 
 
-def check_fit(config: TrainConfig, dataset: Dataset) -> None:
+def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
     """Check the settings against the data; nothing is computed.
 
     Args:
         config: The configuration.
-        dataset: The data.
+        data: The data.
+
+    Returns:
+        The task, with the methods' network.
 
     Raises:
-        SettingError: If the batch is larger than the training set, or a method can not work on
-            images of this size.
+        SettingError: If there is too little data for a step, a method can not work on them or on
+            the network, or validation data are needed and there are none.
     """
-    size = len(dataset.train.labels)
-    if config.batch_size > size:
-        raise SettingError(
-            f"batch_size {config.batch_size} is larger than the {size} training images"
-        )
-
-    def augment(images: Array, labels: Array) -> Batch:
-        batch = Batch(images, labels)
-        for part in config.method:
-            batch = part.augment(jax.random.key(0), batch)
-        return batch
-
-    image_shape = dataset.train.images.shape[1:]
-    jax.eval_shape(
-        augment,
-        jax.ShapeDtypeStruct((config.batch_size, *image_shape), jnp.float32),
-        jax.ShapeDtypeStruct((config.batch_size, dataset.num_classes), jnp.float32),
-    )
+    task = build_task(config, data, config.method)
+    task.check_fit(config.method)
+    if not task.size("validation"):
+        for setting, value, wanted in (
+            ("reported", config.reported, "best"),
+            ("schedule", config.optimizer.schedule, "plateau"),
+        ):
+            if value == wanted:
+                raise SettingError(
+                    f"{setting}={wanted} needs validation data, and none are held out"
+                )
+    return task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,24 +168,32 @@ class Experiment:
 
     Attributes:
         config: The configuration.
-        dataset: The data.
-        model: The network.
+        task: Data, network and loss.
         tx: The optimizer.
         train_step: The jitted step.
         evaluator: Jitted evaluation.
     """
 
     config: TrainConfig
-    dataset: Dataset
-    model: nn.Module
+    task: Task
     tx: optax.GradientTransformationExtraArgs
     train_step: TrainStep
     evaluator: Evaluator
 
     @property
+    def dataset(self) -> Any:
+        """The three splits."""
+        return self.task.dataset
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, as the methods have changed it."""
+        return self.task.model
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training set."""
-        return len(self.dataset.train.labels) // self.config.batch_size
+        return self.task.steps_per_epoch
 
     @property
     def num_steps(self) -> int:
@@ -207,8 +209,7 @@ class Experiment:
         Returns:
             The state before the first step.
         """
-        image_shape = self.dataset.train.images.shape[1:]
-        return init_state(self.model, self.tx, image_shape, seed, self.config.method)
+        return init_state(self.task, self.tx, seed, self.config.method)
 
     def evaluation_params(self, state: TrainState) -> PyTree:
         """Choose the params at which the network is evaluated.
@@ -224,14 +225,26 @@ class Experiment:
             params = part.evaluation_params(params, state.opt_state)
         return params
 
+    def no_best(self, state: TrainState) -> Best:
+        """Return the best epoch of a run that has had none.
+
+        Args:
+            state: Any state, for the shapes.
+
+        Returns:
+            Epoch 0, with a loss above every other.
+        """
+        params = self.evaluation_params(state)
+        return Best(jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf), params, state.network_state)
+
     def warm_up(self, state: TrainState) -> None:
         """Compile the training step, by taking one step and forgetting it.
 
         Args:
             state: Any state; it is not changed.
         """
-        order = epoch_order(state.key, 0, self.dataset.train.labels)
-        jax.block_until_ready(self.train_step(state, self.dataset.train, order))
+        order = self.task.epoch_order(state.key, 0)
+        jax.block_until_ready(self.train_step(state, self.task.train_data, order))
 
     def is_checkpoint(self, step: int) -> bool:
         """Tell whether a checkpoint is due.
@@ -256,21 +269,23 @@ class Experiment:
 
         Yields:
             The state, and the means of the metrics over the steps since the last stop, with
-            ``seconds`` for these steps, ``step_time``, seconds per step, and ``images_per_second``.
+            ``seconds`` for these steps, ``step_time``, seconds per step, and what is done in a
+            second, ``images_per_second`` for one. At the end of an epoch figures of the validation
+            data, by names with ``validation/``, are among them.
 
         Raises:
             DivergedError: If a metric of one of these steps is no finite number.
         """
         step = int(state.step)
-        train_split = self.dataset.train
+        data = self.task.train_data
         order = None
         pending = []
         start = time.perf_counter()
         while step < self.num_steps:
             epoch, position = divmod(step, self.steps_per_epoch)
             if order is None or position == 0:
-                order = epoch_order(state.key, epoch, train_split.labels)
-            state, metrics = self.train_step(state, train_split, order)
+                order = self.task.epoch_order(state.key, epoch)
+            state, metrics = self.train_step(state, data, order)
             step += 1
             pending.append(metrics)
             if self._is_stop(step):
@@ -278,14 +293,29 @@ class Experiment:
                 seconds = time.perf_counter() - start
                 _check_finite(rows, first_step=step - len(rows) + 1, config=self.config)
                 means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-                times = {
+                row = means | {
                     "seconds": seconds,
                     "step_time": seconds / len(rows),
-                    "images_per_second": self.config.batch_size * len(rows) / seconds,
+                    f"{self.task.unit}{PER_SECOND}": (
+                        self.task.units_per_step * len(rows) / seconds
+                    ),
                 }
-                yield state, means | times
+                if step % self.steps_per_epoch == 0:
+                    state, figures = self._end_epoch(state)
+                    row |= figures
+                yield state, row
                 pending = []
                 start = time.perf_counter()
+
+    def _end_epoch(self, state: TrainState) -> tuple[TrainState, Row]:
+        """Evaluate the network on the validation data, and let the learning rate follow."""
+        if not self.task.size("validation"):
+            return state, {}
+        measured = self.evaluator.evaluate(
+            self.evaluation_params(state), state.network_state, self.dataset.validation
+        )
+        state = state._replace(opt_state=after_epoch(state.opt_state, measured.loss))
+        return state, {f"validation/{name}": each for name, each in measured._asdict().items()}
 
     def _is_stop(self, step: int) -> bool:
         return (
@@ -298,44 +328,46 @@ class Experiment:
 def _train_and_log(
     experiment: Experiment,
     state: TrainState,
+    best: Best | None,
     checkpoints: Checkpoints,
     log: RunLog,
     console: Console,
-) -> TrainState:
-    """Train to the last step; returns the last state.
+) -> tuple[TrainState, Best | None]:
+    """Train to the last step; returns the last state, and the best epoch if one is kept.
 
     Raises:
         DivergedError: If a metric is no finite number; it says which checkpoint there is.
     """
-    validation = experiment.dataset.validation
     with make_progress(console) as progress:
         task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
         try:
             for newest, row in experiment.run(state):
                 state = newest
                 step = int(state.step)
-                if step % experiment.steps_per_epoch == 0 and len(validation.labels):
-                    measured = experiment.evaluator.evaluate(
-                        experiment.evaluation_params(state), state.batch_stats, validation
-                    )
-                    row["validation/loss"] = measured.loss
-                    row["validation/accuracy"] = measured.accuracy
                 row["epoch"] = step / experiment.steps_per_epoch
+                loss = row.get("validation/loss")
+                if best is not None and loss is not None and loss < float(best.loss):
+                    params = experiment.evaluation_params(state)
+                    epoch = jnp.asarray(round(row["epoch"]), best.epoch.dtype)
+                    lowest = jnp.asarray(loss, best.loss.dtype)
+                    best = Best(epoch, lowest, params, state.network_state)
                 log.write(step, row)
                 show(progress, task, step, row)
                 if experiment.is_checkpoint(step) or step == experiment.num_steps:
-                    checkpoints.save(state)
+                    checkpoints.save(state, best)
         except DivergedError as error:
             saved = checkpoints.latest_step
             kept = (
                 "There is no checkpoint." if saved is None else f"Newest checkpoint: step {saved}."
             )
             raise DivergedError(f"{error} {kept}") from error
-    return state
+    return state, best
 
 
-def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -> dict[str, Any]:
-    config, dataset, evaluator = experiment.config, experiment.dataset, experiment.evaluator
+def _summarise(
+    experiment: Experiment, state: TrainState, best: Best | None, rows: Sequence[Row]
+) -> dict[str, Any]:
+    config, task, evaluator = experiment.config, experiment.task, experiment.evaluator
     result: dict[str, Any] = {
         "name": config.name,
         "method": describe_method(config.method),
@@ -345,26 +377,28 @@ def _summarise(experiment: Experiment, state: TrainState, rows: Sequence[Row]) -
         "training_seconds": sum(row["seconds"] for row in rows),
         "median_step_time": float(np.median([row["step_time"] for row in rows])),
     }
-    params = experiment.evaluation_params(state)
-    for name in ("train", "validation", "test"):
-        split: Split = getattr(dataset, name)
-        result[f"{name}_images"] = len(split.labels)
-        if len(split.labels):
-            measured = evaluator.evaluate(params, state.batch_stats, split)
+    params, network_state = experiment.evaluation_params(state), state.network_state
+    if best is not None:
+        params, network_state = best.params, best.network_state
+        result["best_epoch"] = int(best.epoch)
+    for name in SPLITS:
+        result[f"{name}_{task.unit}"] = task.size(name)
+        if task.size(name):
+            measured = evaluator.evaluate(params, network_state, getattr(task.dataset, name))
             result |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
     if config.trace_examples:
-        part = Split(*(array[: config.trace_examples] for array in dataset.train))
+        part = task.first_examples(config.trace_examples)
         for name, curvature in _TRACES.items():
             mean, standard_error = evaluator.trace(
                 params,
-                state.batch_stats,
+                network_state,
                 part,
                 jax.random.key(_TRACE_SEED),
                 config.trace_probes,
                 curvature,
             )
             result |= {name: mean, f"{name}_standard_error": standard_error}
-        result["trace_examples"] = len(part.labels)
+        result["trace_examples"] = min(config.trace_examples, task.num_examples)
     return result
 
 

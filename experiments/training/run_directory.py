@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.config import TrainConfig, complete_settings, to_json
+from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
 from experiments.errors import ConfigMismatchError
@@ -15,7 +16,7 @@ from experiments.errors import ConfigMismatchError
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
 
-def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset) -> None:
+def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset | Corpus) -> None:
     """Make a run directory, or check that an existing one belongs to the same run.
 
     Args:
@@ -136,7 +137,7 @@ def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _checksum(dataset: Dataset) -> int:
+def _checksum(dataset: Dataset | Corpus) -> int:
     checksum = 0
     for split in (dataset.train, dataset.validation, dataset.test):
         for array in split:

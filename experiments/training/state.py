@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,18 +11,11 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from experiments.config import OptimizerConfig
 from experiments.regularizers import Regularizer
+from experiments.tasks.base import Task
+from experiments.training.plateau import scale_on_plateau
 
 # Zagoruyko and Komodakis: at epochs 60, 120 and 160 of 200.
 DROPS_AT, DROP_FACTOR = (0.3, 0.6, 0.8), 0.2
-
-
-# Jitted: run eagerly, every operation is compiled for itself, which takes longer. Networks of the
-# same settings are equal, so all runs share one compilation.
-@partial(jax.jit, static_argnames=("model", "image_shape"))
-def _init_variables(
-    model: nn.Module, image_shape: tuple[int, ...], key: PRNGKeyArray
-) -> dict[str, PyTree]:
-    return dict(model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False))
 
 
 class TrainState(NamedTuple):
@@ -32,14 +23,15 @@ class TrainState(NamedTuple):
 
     Attributes:
         params: The network's parameters.
-        batch_stats: BatchNorm's running statistics.
+        network_state: What the network carries from step to step: BatchNorm's running statistics,
+            or the last states of recurrent layers.
         opt_state: State of the optimizer.
         step: Number of steps taken.
         key: PRNG key of the whole run; a step's own keys are folded from it and ``step``.
     """
 
     params: PyTree
-    batch_stats: PyTree
+    network_state: PyTree
     opt_state: PyTree
     step: Int[Array, ""]
     key: PRNGKeyArray
@@ -67,13 +59,24 @@ def make_optimizer(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, config.momentum)
+        optax.sgd(schedule, _momentum(config))
         if config.algorithm == "sgd"
         else optax.adam(schedule, config.momentum),
+        *([scale_on_plateau()] if config.schedule == "plateau" else []),
     )
     for part in method:
         tx = part.optimizer(tx)
     return _with_standard_promotion(tx)
+
+
+def _momentum(config: OptimizerConfig) -> float | None:
+    """Choose what `optax.sgd` is given: for `None` it keeps no buffer, for 0 it does.
+
+    Runs of images have the buffer, so that those that were begun before go on.
+    """
+    if config.schedule == "plateau" and config.momentum == 0:
+        return None
+    return config.momentum
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -84,8 +87,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         num_steps: Steps of the run.
 
     Returns:
-        The schedule.
+        The schedule; that of "plateau" is constant, and the optimizer scales its updates.
     """
+    if config.schedule == "plateau":
+        return optax.constant_schedule(config.learning_rate)
     if config.schedule == "cosine":
         return optax.cosine_decay_schedule(config.learning_rate, num_steps)
     drops = {round(share * num_steps): DROP_FACTOR for share in DROPS_AT}
@@ -108,18 +113,16 @@ def _with_standard_promotion(
 
 
 def init_state(
-    model: nn.Module,
+    task: Task,
     tx: optax.GradientTransformation,
-    image_shape: Sequence[int],
     seed: int,
     method: Sequence[Regularizer] = (),
 ) -> TrainState:
     """Draw initial weights.
 
     Args:
-        model: The network.
+        task: The task.
         tx: The optimizer.
-        image_shape: ``(height, width, channels)``.
         seed: Seed of the run.
         method: The regularizers, each of which may change the weights.
 
@@ -127,13 +130,12 @@ def init_state(
         The state before the first step.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    variables = _init_variables(model, tuple(image_shape), init_key)
-    params = variables["params"]
+    params, network_state = task.init(init_key)
     for i, part in enumerate(method):
         params = part.initial_params(jax.random.fold_in(init_key, i), params)
     return TrainState(
         params=params,
-        batch_stats=variables["batch_stats"],
+        network_state=network_state,
         opt_state=tx.init(params),
         step=jnp.zeros((), jnp.int32),
         key=run_key,

@@ -16,18 +16,26 @@ def summary_table(result: Mapping[str, Any]) -> Group:
     Returns:
         A table with a heading and remarks, for a rich console.
     """
-    heading = (
-        f"{result['name']}, {' '.join(result['method'])}, seed {result['seed']}: "
-        f"epoch {result['epochs']}, the last"
+    is_text = "test_perplexity" in result
+    examples = "windows of training text" if is_text else "training images"
+    epoch = (
+        f"epoch {result['best_epoch']} of {result['epochs']}, the best on validation"
+        if "best_epoch" in result
+        else f"epoch {result['epochs']}, the last"
     )
+    heading = f"{result['name']}, {' '.join(result['method'])}, seed {result['seed']}: {epoch}"
     table = Table()
     table.add_column("")
     table.add_column("loss", justify="right")
-    table.add_column("accuracy", justify="right")
+    table.add_column("perplexity" if is_text else "accuracy", justify="right")
     for split in ("train", "validation", "test"):
         if f"{split}_loss" in result:
-            accuracy = 100 * result[f"{split}_accuracy"]
-            table.add_row(split, f"{result[f'{split}_loss']:.4f}", f"{accuracy:.2f} %")
+            figure = (
+                f"{result[f'{split}_perplexity']:.2f}"
+                if is_text
+                else f"{100 * result[f'{split}_accuracy']:.2f} %"
+            )
+            table.add_row(split, f"{result[f'{split}_loss']:.4f}", figure)
     seconds, step_time = result["training_seconds"], 1e3 * result["median_step_time"]
     remarks = f"{result['steps']} steps in {seconds:.0f} s, {step_time:.0f} ms each (median). "
     if "trace" in result:
@@ -35,7 +43,11 @@ def summary_table(result: Mapping[str, Any]) -> Group:
             f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} and tr(G) = "
             f"{result['gauss_newton_trace']:.4g} ± "
             f"{result['gauss_newton_trace_standard_error']:.2g} on "
-            f"{result['trace_examples']} training images as one batch. "
+            f"{result['trace_examples']} {examples} as one batch. "
         )
-    remarks += "Losses with BatchNorm's running statistics, images not augmented."
+    remarks += (
+        "Losses with nothing dropped."
+        if is_text
+        else "Losses with BatchNorm's running statistics, images not augmented."
+    )
     return Group(heading, table, remarks)

@@ -9,8 +9,10 @@ from rich.console import Console
 from benchmarks.trainer import LOOP, TrainerConfig, run_trainer
 
 
-def test_the_loop_is_divided_by_the_bare_step():
-    path = run_trainer(TrainerConfig(quick=True), Console(file=io.StringIO(), width=120))
+@pytest.mark.parametrize("network", ["resnet18", "lstm", "transformer"])
+def test_the_loop_is_divided_by_the_bare_step(network):
+    config = TrainerConfig(network=network, quick=True)
+    path = run_trainer(config, Console(file=io.StringIO(), width=120))
     report = json.loads(path.read_text())
     bare, loop = report["rows"]
     assert loop["name"] == LOOP

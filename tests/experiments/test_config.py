@@ -8,8 +8,10 @@ import pytest
 
 from experiments.config import (
     DataConfig,
+    LanguageModelConfig,
     ModelConfig,
     OptimizerConfig,
+    TextConfig,
     TrainConfig,
     complete_settings,
     to_json,
@@ -82,6 +84,56 @@ def test_a_number_that_was_ignored_is_no_difference():
     assert complete_settings(stored | {"data.validation_size": 1000}) == stored
     cifar = to_json(TrainConfig(data=DataConfig("cifar10", validation_size=5000)))
     assert complete_settings(cifar) == cifar
+
+
+def test_settings_that_an_earlier_version_did_not_have_are_the_defaults():
+    stored = to_json(TrainConfig())
+    earlier = {name: value for name, value in stored.items() if name != "reported"}
+    assert complete_settings(earlier) == stored
+    assert stored["reported"] == "last"
+
+
+def test_settings_of_text_are_completed_as_such():
+    stored = to_json(PRESETS["pydoc"])
+    earlier = {name: value for name, value in stored.items() if name != "data.evaluation_tokens"}
+    assert complete_settings(earlier) == stored
+    assert not stored.keys() & {"data.augmentation", "model.depth"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"length": 0}, "length must be at least 1, not 0"),
+        ({"train_tokens": 0}, "train_tokens must be at least 1, not 0"),
+        ({"evaluation_tokens": -1}, "evaluation_tokens must be at least 1, not -1"),
+        ({"data_dir": Path("there")}, "data_dir must be None for pydoc, .*, not there"),
+    ],
+)
+def test_a_text_that_can_not_be_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TextConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"num_layers": 0}, "num_layers must be at least 1, not 0"),
+        ({"num_heads": 2}, "num_heads belongs to a transformer: leave it out for lstm"),
+        ({"network": "transformer", "tied_embeddings": True}, "belong to lstm and gru"),
+        ({"network": "transformer", "initialisation": "flax"}, "belong to lstm and gru"),
+        ({"network": "transformer", "width": 6}, "num_heads must divide the width 6, not 4"),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_language_model_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageModelConfig(**settings)
+
+
+@pytest.mark.parametrize("changes", [{"data": TextConfig()}, {"model": LanguageModelConfig()}])
+def test_text_needs_a_language_model(changes):
+    with pytest.raises(SettingError, match=r"can not be trained on .* needs a language model"):
+        TrainConfig(**changes)
 
 
 def test_a_method_is_named_once():

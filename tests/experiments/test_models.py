@@ -120,6 +120,43 @@ def test_parameters_of_recurrent_language_models(cell, expected):
     assert number_of_parameters(language_model(cell=cell), TOKENS) == expected
 
 
+@pytest.mark.parametrize(
+    ("cell", "tied", "expected"),
+    [
+        # PyTorch's LSTM and GRU have 4,096 and 2,048 biases more, which are redundant.
+        ("lstm", False, 38_308_350),
+        ("gru", False, 37_259_774),
+        ("lstm", True, 21_236_736),
+        ("gru", True, 20_188_160),
+    ],
+)
+def test_parameters_of_the_papers_language_models(cell, tied, expected):
+    size = {"vocabulary_size": 33_278, "embedding_size": 512, "hidden_size": 512}
+    model = language_model(**size, cell=cell, tied_embeddings=tied)
+    assert number_of_parameters(model, TOKENS) == expected
+
+
+@pytest.mark.parametrize(
+    ("initialisation", "recurrent_bound", "head_bias_bound"),
+    [("uniform", 0.1, 0.1), ("pytorch", 16**-0.5, 0.0)],
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_initial_weights_of_a_language_model(
+    cell, initialisation, recurrent_bound, head_bias_bound
+):
+    model = LanguageModel(101, 16, 16, cell=cell, initialisation=initialisation)
+    init = jax.jit(partial(model.init, train=False))
+    params = init(jax.random.key(0), jnp.zeros(TOKENS.shape, jnp.int32))["params"]
+    bounds = {"embedding": 0.1, "head": 0.1, f"{cell}1": recurrent_bound}
+    for name, bound in bounds.items():
+        for path, leaf in jax.tree.leaves_with_path(params[name]):
+            is_bias = path[-1].key == "bias"
+            expected = head_bias_bound if name == "head" and is_bias else bound
+            largest = np.abs(leaf).max()
+            assert (0.8 if is_bias else 0.95) * expected <= largest <= expected
+            assert abs(np.mean(leaf)) <= 0.35 * expected  # both signs
+
+
 def test_tied_embeddings_leave_the_head_out():
     model = language_model(embedding_size=4, tied_embeddings=True)
     (logits, _), params = outputs_and_params(model, TOKENS)

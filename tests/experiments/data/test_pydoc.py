@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.data.pydoc import load_pydoc
+from experiments.data.pydoc import load_pydoc, load_pydoc_corpus
+from experiments.errors import SettingError
 
 
 def test_tokens_are_characters():
@@ -23,3 +24,18 @@ def test_both_parts_are_the_same_whatever_their_sizes():
 def test_more_text_than_there_is_is_an_error():
     with pytest.raises(ValueError, match="less than train_size"):
         load_pydoc(10**9, 1)
+
+
+def test_the_whole_text_has_three_parts():
+    corpus = load_pydoc_corpus(None, None)
+    sizes = [len(split.tokens) for split in (corpus.train, corpus.validation, corpus.test)]
+    assert sizes[1] == sizes[2] == round(sum(sizes) / 10)
+    ends = np.asarray(corpus.test.tokens[-500:])
+    assert "".join(corpus.vocabulary[token] for token in ends) == "".join(
+        load_pydoc(1, 500).vocabulary[token] for token in load_pydoc(1, 500).validation
+    )
+
+
+def test_a_part_has_no_more_than_it_has():
+    with pytest.raises(SettingError, match="evaluation_tokens must be at most"):
+        load_pydoc_corpus(100, 10**9)

@@ -69,6 +69,8 @@ SETTINGS2 = {
     "Mixup": {"alpha": 1.0},
 }
 
+TEXT = ("table3", "table4")  # test_language_tables.py has these
+
 
 def rows(name):
     return {row.label: row for row in SWEEPS[name].rows}
@@ -179,7 +181,7 @@ def test_grids_are_the_papers(name):
     assert grids == GRIDS[name]
 
 
-FULL = [name for name in SWEEPS if f"{name}-small" in SWEEPS]
+FULL = [name for name in SWEEPS if f"{name}-small" in SWEEPS and not name.startswith(TEXT)]
 
 
 def test_every_table_has_a_small_twin():

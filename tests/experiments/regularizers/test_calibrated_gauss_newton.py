@@ -14,7 +14,7 @@ PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
 def loss_fn(params):
     # A Gauss-Newton matrix with 2 * (2 w)^2 on its diagonal: trace 40.
     loss = jnp.sum(seht.outputs(params["layer"]["w"] ** 2) ** 2)
-    return loss, Outputs(batch_stats={}, metrics={"loss": loss})
+    return loss, Outputs(network_state={}, metrics={"loss": loss})
 
 
 def initial():

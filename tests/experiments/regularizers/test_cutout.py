@@ -15,8 +15,8 @@ def holes(size, height=8, width=10, samples=SAMPLES):
     batch = Batch(jnp.ones((samples, height, width, 2)), jnp.ones((samples, 3)))
     cut = jax.jit(Cutout(size=size).augment)(jax.random.key(0), batch)
     np.testing.assert_array_equal(cut.labels, batch.labels)
-    np.testing.assert_array_equal(cut.images[..., 0], cut.images[..., 1])
-    return np.asarray(cut.images[..., 0]) == 0
+    np.testing.assert_array_equal(cut.inputs[..., 0], cut.inputs[..., 1])
+    return np.asarray(cut.inputs[..., 0]) == 0
 
 
 def covered_lengths(size, length):

@@ -23,8 +23,8 @@ def test_the_share_to_keep_falls_linearly(warmup_steps, step, rate):
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (Dropout, {"rate": 1.0}, "rate must be between 0 and 1, not 1.0"),
-        (Dropout, {"rate": 0.0}, "rate must be between 0 and 1, not 0.0"),
+        (Dropout, {"rate": 1.0}, r"rate must be in \[0, 1\), not 1.0"),
+        (Dropout, {"rate": -0.1}, r"rate must be in \[0, 1\), not -0.1"),
         (DropBlock, {"block_size": 0}, "block_size must be at least 1, not 0"),
         (DropBlock, {"keep_prob": 1.5}, "keep_prob must be between 0 and 1, not 1.5"),
         (DropBlock, {"warmup_steps": -1}, "warmup_steps must be at least 0, not -1"),

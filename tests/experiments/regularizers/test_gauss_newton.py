@@ -8,7 +8,7 @@ from experiments.regularizers import GaussNewton, InitialNetwork, Outputs, SehtH
 
 
 def loss_fn(params):
-    return jnp.sum(params), Outputs(batch_stats={}, metrics={})
+    return jnp.sum(params), Outputs(network_state={}, metrics={})
 
 
 def initial():

@@ -39,7 +39,7 @@ def exact(params):
 
 def loss_fn(params):
     loss = jnp.sum(params["w1"])
-    return loss, Outputs(batch_stats={}, metrics={"loss": loss})
+    return loss, Outputs(network_state={}, metrics={"loss": loss})
 
 
 def samples(function, n_proj):

@@ -101,7 +101,7 @@ def test_training_starts_from_few_weights_of_the_same_mean_square():
 
 def test_the_density_is_logged(inputs_of):
     def loss_fn(params):
-        return jnp.sum(params["layer"]["bias"]), Outputs(batch_stats={}, metrics={})
+        return jnp.sum(params["layer"]["bias"]), Outputs(network_state={}, metrics={})
 
     _, outputs = LinBreg().objective(loss_fn, inputs_of())(START)
     assert float(outputs.metrics["density"]) == 0.5

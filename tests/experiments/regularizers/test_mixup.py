@@ -21,7 +21,7 @@ def mix(alpha, size, key=KEYS[0]):
 
 def test_labels_are_mixed_as_images_are_with_a_partner_each():
     mixed = mix(1.0, 6)
-    np.testing.assert_array_equal(mixed.images[:, :, 0, 0], mixed.labels)
+    np.testing.assert_array_equal(mixed.inputs[:, :, 0, 0], mixed.labels)
     np.testing.assert_allclose(mixed.labels.sum(0), 1, rtol=1e-6)
     np.testing.assert_allclose(mixed.labels.sum(1), 1, rtol=1e-6)
     shares = np.unique(np.asarray(mixed.labels[mixed.labels != 0]).round(5))

@@ -15,7 +15,7 @@ SIGMA, SAMPLES = 0.1, 4000
 def quadratic(params):
     w = params["w"]
     loss = 0.5 * w @ H @ w
-    return loss, Outputs(batch_stats={"sum": jnp.sum(w)}, metrics={"loss": loss})
+    return loss, Outputs(network_state={"sum": jnp.sum(w)}, metrics={"loss": loss})
 
 
 def mean_loss(method, inputs_of):
@@ -37,7 +37,7 @@ def test_the_two_sides_cancel_in_the_gradient_of_a_quadratic(inputs_of):
     objective = mean_loss(NSO(sigma=SIGMA), inputs_of)(jax.random.key(1))
     (loss, outputs), gradient = jax.value_and_grad(objective, has_aux=True)(PARAMS)
     np.testing.assert_allclose(gradient["w"], H @ PARAMS["w"], atol=1e-5)
-    assert float(outputs.batch_stats["sum"]) == pytest.approx(-0.5, abs=1e-5)
+    assert float(outputs.network_state["sum"]) == pytest.approx(-0.5, abs=1e-5)
     assert float(outputs.metrics["loss"]) == pytest.approx(float(loss))
 
 

@@ -22,9 +22,9 @@ from experiments.regularizers import (
     parse_method,
 )
 from experiments.regularizers.registry import REGULARIZERS
+from experiments.tasks.classification import epoch_order
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.loop import build_experiment
-from experiments.training.step import epoch_order
 
 # Strong enough to show within two steps.
 WORDS = {
@@ -202,13 +202,13 @@ def test_wrappers_hand_extra_arguments_on(method):
 def test_sam_moves_the_running_statistics_once(plain, tiny_digits):
     steps = Steps(tiny_digits, "sam")
     state, _ = steps.step(steps.start)
-    chex.assert_trees_all_close(state.batch_stats, plain[1].batch_stats, rtol=1e-5)
+    chex.assert_trees_all_close(state.network_state, plain[1].network_state, rtol=1e-5)
 
 
 def test_networks_are_measured_as_they_are_without_the_method(plain, tiny_digits):
     traces = [
         steps.experiment.evaluator.trace(
-            steps.start.params, steps.start.batch_stats, steps.split, jax.random.key(0), 2
+            steps.start.params, steps.start.network_state, steps.split, jax.random.key(0), 2
         )
         for steps in (plain[0], Steps(tiny_digits, WORDS["dropout"]))
     ]

@@ -27,7 +27,7 @@ def network(params, images):
 def loss_fn(params):
     # A diagonal Hessian, 12 w^2, for which Rademacher probes are exact.
     loss = sum(jnp.sum(params[name]["w"] ** 4) for name in NAMES)
-    return loss, Outputs(batch_stats={}, metrics={"loss": loss})
+    return loss, Outputs(network_state={}, metrics={"loss": loss})
 
 
 def traces(names):

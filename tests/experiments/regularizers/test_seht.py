@@ -14,7 +14,7 @@ PARAMS = {"layer": {"w": jnp.array([1.0, 2.0])}}
 
 def loss_fn(params):
     loss = jnp.sum(params["layer"]["w"] ** 4)  # a diagonal Hessian, 12 w^2: trace 60
-    return loss, Outputs(batch_stats={}, metrics={"loss": loss})
+    return loss, Outputs(network_state={}, metrics={"loss": loss})
 
 
 def evaluate(method, inputs):

@@ -42,8 +42,8 @@ def test_a_sweep_of_real_runs_is_stopped_and_goes_on_from_the_checkpoint(
     def interrupted(train_config, console):
         save = Checkpoints.save
 
-        def save_and_stop(self, state):
-            save(self, state)
+        def save_and_stop(self, state, best):
+            save(self, state, best)
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch:

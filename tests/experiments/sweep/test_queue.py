@@ -12,6 +12,7 @@ import optuna
 import pytest
 import sqlalchemy
 import sweep_worker
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sweep_worker import NUM_RUNS, SWEEP, begun, with_strengths
 
@@ -96,6 +97,18 @@ def test_a_run_is_claimed_once_seed_by_seed_in_the_order_of_the_rows(storage, tm
         "waiting": 0,
         "seconds_left": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("selected_by", "direction"),
+    [
+        ("validation_accuracy", StudyDirection.MAXIMIZE),
+        ("validation_perplexity", StudyDirection.MINIMIZE),
+    ],
+)
+def test_the_study_has_the_direction_of_its_figure(open_queue, selected_by, direction):
+    queue = open_queue(dataclasses.replace(SWEEP, selected_by=selected_by))
+    assert queue._study.direction == direction
 
 
 def test_a_run_that_is_given_back_is_the_next(open_queue):

@@ -17,7 +17,7 @@ from experiments.models.resnet import digits_resnet
 from experiments.regularizers import Batch, Regularizer
 from experiments.tasks.classification import (
     EVALUATION_BATCH_SIZE,
-    Evaluator,
+    ImageEvaluator,
     make_loss_fn,
     make_network,
 )
@@ -59,7 +59,7 @@ def batch_of(dataset, size=20):
 
 def prepare(model, dataset):
     batch = batch_of(dataset)
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), batch.images)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), batch.inputs)
     return batch, variables["params"], variables["batch_stats"]
 
 
@@ -69,7 +69,7 @@ def test_loss_is_the_mean_cross_entropy(tiny_digits):
     network = make_network(model, stats, jax.random.key(0))
     loss, outputs = make_loss_fn(network, (), batch)(params)
     logits, updated = model.apply(
-        {"params": params, "batch_stats": stats}, batch.images, train=True, mutable=["batch_stats"]
+        {"params": params, "batch_stats": stats}, batch.inputs, train=True, mutable=["batch_stats"]
     )
     assert float(loss) == pytest.approx(
         float(optax.softmax_cross_entropy(logits, batch.labels).mean())
@@ -78,7 +78,7 @@ def test_loss_is_the_mean_cross_entropy(tiny_digits):
         np.mean(logits.argmax(-1) == batch.labels.argmax(-1))
     )
     for found, expected in zip(
-        jax.tree.leaves(outputs.batch_stats), jax.tree.leaves(updated["batch_stats"]), strict=True
+        jax.tree.leaves(outputs.network_state), jax.tree.leaves(updated["batch_stats"]), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
 
@@ -106,7 +106,7 @@ def test_evaluation_is_the_mean_over_a_split_of_any_size(digits, size):
     model = digits_resnet(10, width=2)
     _, params, stats = prepare(model, digits)
     split = Split(*(array[:size] for array in digits.train))
-    found = Evaluator(model, digits).evaluate(params, stats, split)
+    found = ImageEvaluator(model, digits).evaluate(params, stats, split)
     images = normalise(split.images, digits.mean, digits.standard_deviation)
     logits = model.apply({"params": params, "batch_stats": stats}, images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
@@ -120,7 +120,7 @@ def test_an_empty_split_has_no_mean(tiny_digits):
     model = digits_resnet(10, width=2)
     _, params, stats = prepare(model, tiny_digits)
     empty = Split(*(array[:0] for array in tiny_digits.train))
-    assert np.isnan(Evaluator(model, tiny_digits).evaluate(params, stats, empty)).all()
+    assert np.isnan(ImageEvaluator(model, tiny_digits).evaluate(params, stats, empty)).all()
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
@@ -128,7 +128,7 @@ def test_trace_is_that_of_the_training_loss(tiny_digits, curvature):
     model = Shallow()
     batch, params, stats = prepare(model, tiny_digits)
     split = Split(*(array[:20] for array in tiny_digits.train))
-    evaluator = Evaluator(model, tiny_digits)
+    evaluator = ImageEvaluator(model, tiny_digits)
     key = jax.random.key(0)
     mean, standard_error = evaluator.trace(params, stats, split, key, 100, curvature)
     loss_fn = make_loss_fn(make_network(model, stats, jax.random.key(0)), (), batch)

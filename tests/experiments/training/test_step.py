@@ -13,9 +13,9 @@ import pytest
 from experiments.config import OptimizerConfig
 from experiments.errors import SettingError
 from experiments.regularizers import Regularizer, SehtD, SehtH
+from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
 from experiments.training.state import make_optimizer, make_schedule
-from experiments.training.step import epoch_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recording(Regularizer):
 
         def with_metric(params):
             loss, outputs = loss_fn(params)
-            logits, _ = inputs.network(params, inputs.batch.images)
+            logits, _ = inputs.network(params, inputs.batch.inputs)
             cross_entropy = optax.softmax_cross_entropy(logits, inputs.batch.labels).mean()
             return loss, outputs.with_metrics(
                 recorded=inputs.step.astype(jnp.float32), again=cross_entropy
@@ -100,7 +100,7 @@ def test_a_penalty_of_strength_0_changes_nothing(plain, tiny_digits, method):
         results.append(experiment.train_step(state, tiny_digits.train, order)[0])
     chex.assert_trees_all_close(results[0].params, results[1].params, rtol=1e-4, atol=1e-6)
     # The penalty's passes write no running statistics.
-    chex.assert_trees_all_close(results[0].batch_stats, results[1].batch_stats, rtol=1e-5)
+    chex.assert_trees_all_close(results[0].network_state, results[1].network_state, rtol=1e-5)
 
 
 def test_the_penalty_changes_the_step(plain, tiny_digits):
@@ -172,7 +172,7 @@ def test_a_step_augments_its_images_before_it_normalises_them(plain, tiny_digits
     @dataclasses.dataclass(frozen=True)
     class Looking(Regularizer):
         def augment(self, _key, batch):
-            jax.debug.callback(seen.append, batch.images)
+            jax.debug.callback(seen.append, batch.inputs)
             return batch
 
     data = dataclasses.replace(plain.data, augmentation=augmentation)

@@ -1,0 +1,433 @@
+"""Language modelling: the next token of a text, in strands that are read side by side.
+
+A text is cut into strands of one length, and a step takes the next few tokens of each. A recurrent
+network starts in the states that the step before left, which are constants in its gradient
+(truncated backpropagation through time); at the beginning of an epoch they are 0. A transformer
+sees the tokens of the step alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+import seht_jax as seht
+from experiments.data.corpus import Corpus, Tokens
+from experiments.errors import SettingError
+from experiments.models.rnn_lm import LanguageModel
+from experiments.regularizers import Batch, LossFunction, NetworkFunction, Regularizer
+from experiments.tasks.base import (
+    SPLITS,
+    Evaluator,
+    Metrics,
+    Task,
+    estimate_trace,
+    make_training_loss,
+    trace_sample,
+)
+from seht_jax.curvature import Curvature
+from seht_jax.probes import LayerFunction
+
+EVALUATION_STRANDS = 10
+
+
+# Jitted for the same reasons as that of images.
+@partial(jax.jit, static_argnames="model")
+def _init_params(model: nn.Module, key: PRNGKeyArray) -> PyTree:
+    return model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelling(Task):
+    """Modelling of a text, whose network state is the last state of each recurrent layer.
+
+    Attributes:
+        length: Tokens of each strand in a step.
+    """
+
+    unit: ClassVar[str] = "tokens"
+
+    dataset: Corpus
+    length: int
+
+    @property
+    def layers(self) -> LayerFunction:
+        """A recurrent layer is one, not the dense modules of its cell; else a module is."""
+        return top_level_layer if isinstance(self.model, LanguageModel) else seht.module_layer
+
+    @property
+    def train_data(self) -> Int[Array, "strands time"]:
+        """The training text in strands."""
+        return cut_into_strands(self.dataset.train.tokens, self.batch_size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of full length; the last token of a strand has no next one."""
+        return (self.size("train") // self.batch_size - 1) // self.length
+
+    @property
+    def units_per_step(self) -> int:
+        """Tokens of a step."""
+        return self.batch_size * self.length
+
+    @property
+    def num_examples(self) -> int:
+        """Windows of a step's length in the training text."""
+        return (self.size("train") - 1) // self.length
+
+    def size(self, split: str) -> int:
+        """Count tokens."""
+        return len(getattr(self.dataset, split).tokens)
+
+    def init(self, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        """Draw initial weights; the states are 0."""
+        params = _init_params(self.model, key)
+        return params, zero_states(self.model, params, self.batch_size)
+
+    def epoch_order(self, key: PRNGKeyArray, epoch: int) -> None:
+        """Read the text from its beginning in every epoch."""
+        del key, epoch
+
+    def batch(
+        self, data: Int[Array, "strands time"], order: None, step: Int[Array, ""], key: PRNGKeyArray
+    ) -> Batch:
+        """Take the next tokens of each strand."""
+        del order, key
+        start = self._position(step) * self.length
+        return _window(data, start, self.length)
+
+    def initial_batch(self) -> Batch:
+        """Take the batch of the first step."""
+        return _window(self.train_data, 0, self.length)
+
+    def network(
+        self,
+        network_state: PyTree,
+        step: Int[Array, ""],
+        dropout_key: PRNGKeyArray,
+        call_arguments: Mapping[str, Any],
+    ) -> NetworkFunction:
+        """Build the network of one training step."""
+        begins = self._position(step) == 0
+        states = jax.tree.map(
+            lambda state: jnp.where(begins, jnp.zeros_like(state), state), network_state
+        )
+        return make_network(self.model, states, dropout_key, call_arguments)
+
+    def loss_fn(
+        self, network: NetworkFunction, method: Sequence[Regularizer], batch: Batch
+    ) -> LossFunction:
+        """Build the training loss of one batch."""
+        return make_loss_fn(network, method, batch)
+
+    def evaluator(self) -> "TextEvaluator":
+        """Prepare the evaluation."""
+        return TextEvaluator(self.model, self.length)
+
+    def first_examples(self, number: int) -> Tokens:
+        """Take the text of the first windows."""
+        return Tokens(self.dataset.train.tokens[: number * self.length + 1])
+
+    def check_fit(self, method: Sequence[Regularizer]) -> None:
+        """Check that the text is long enough; `check_methods` has looked at the methods.
+
+        Args:
+            method: The regularizers.
+
+        Raises:
+            SettingError: If a text is too short.
+        """
+        del method
+        if self.steps_per_epoch < 1:
+            raise SettingError(
+                f"the {self.size('train')} training tokens are too few for a step: batch_size "
+                f"{self.batch_size} strands of length {self.length} and one token more"
+            )
+        for split in SPLITS:
+            if 0 < self.size(split) < 2 * EVALUATION_STRANDS:
+                raise SettingError(
+                    f"the {split} text must have at least {2 * EVALUATION_STRANDS} tokens, or "
+                    f"none, not {self.size(split)}"
+                )
+
+    def _position(self, step: Int[Array, ""]) -> Int[Array, ""]:
+        return step % self.steps_per_epoch
+
+
+class Evaluation(NamedTuple):
+    """How a language model does on a text.
+
+    Attributes:
+        loss: Mean cross-entropy of the next token, in nats.
+        perplexity: Its exponential.
+    """
+
+    loss: float
+    perplexity: float
+
+
+def check_methods(method: Sequence[Regularizer]) -> None:
+    """Check that no method makes sense for images alone.
+
+    Args:
+        method: The regularizers.
+
+    Raises:
+        SettingError: If one does.
+    """
+    for part in method:
+        if part.images_only:
+            raise SettingError(
+                f"the method {part.name} can not be used on text: {part.images_only}"
+            )
+
+
+def top_level_layer(path: tuple[str, ...]) -> str:
+    """Name the layer of a leaf after the outermost module.
+
+    Of a recurrent language model these are the embedding, each recurrent layer and the decoder.
+
+    Args:
+        path: The path of the leaf in the params.
+
+    Returns:
+        The name.
+    """
+    return path[0]
+
+
+def cut_into_strands(tokens: Int[Array, " length"], strands: int) -> Int[Array, "strands time"]:
+    """Cut a text into strands of one length; the rest at its end is left out.
+
+    Args:
+        tokens: The text.
+        strands: How many.
+
+    Returns:
+        The strands.
+    """
+    time = len(tokens) // strands
+    return tokens[: strands * time].reshape(strands, time)
+
+
+def windows(tokens: Int[Array, " length"], number: int, length: int) -> Batch:
+    """Cut the beginning of a text into windows, one after the other.
+
+    Args:
+        tokens: The text.
+        number: How many windows, at most.
+        length: Tokens of each.
+
+    Returns:
+        The windows and, as labels, their next tokens.
+    """
+    number = min(number, (len(tokens) - 1) // length)
+    inputs, labels = (tokens[start : start + number * length] for start in (0, 1))
+    return Batch(inputs.reshape(number, length), labels.reshape(number, length))
+
+
+def apply_network(
+    model: nn.Module,
+    params: PyTree,
+    tokens: Int[Array, "batch time"],
+    states: PyTree,
+    **arguments: Any,
+) -> tuple[Float[Array, "batch time classes"], PyTree]:
+    """Evaluate a language model, whether it has states or not.
+
+    Args:
+        model: The network.
+        params: Its parameters.
+        tokens: The tokens.
+        states: The states in which its recurrent layers start; `None` is 0.
+        **arguments: What ``apply`` is called with beside these.
+
+    Returns:
+        The logits of each next token, and the layers' last states: none of a transformer.
+    """
+    if isinstance(model, LanguageModel):
+        return model.apply({"params": params}, tokens, states, **arguments)
+    logits: Any = model.apply({"params": params}, tokens, **arguments)
+    return logits, ()
+
+
+def zero_states(model: nn.Module, params: PyTree, batch_size: int) -> PyTree:
+    """Make the states that a text begins with.
+
+    Args:
+        model: The network.
+        params: Its parameters, for their shapes.
+        batch_size: Number of strands.
+
+    Returns:
+        Zeros.
+    """
+
+    def last_states(params: PyTree) -> PyTree:
+        tokens = jnp.zeros((batch_size, 1), jnp.int32)
+        return apply_network(model, params, tokens, None, train=False)[1]
+
+    shapes = jax.eval_shape(last_states, params)
+    return jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+
+
+def make_network(
+    model: nn.Module,
+    states: PyTree,
+    dropout_key: PRNGKeyArray,
+    call_arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> NetworkFunction:
+    """Build the network of one training step as a pure function of params and tokens.
+
+    The dropout key is fixed inside, so that every evaluation of the returned function, the
+    curvature's included, drops the same units.
+
+    Args:
+        model: The network.
+        states: The states in which its recurrent layers start.
+        dropout_key: PRNG key for dropout in the network.
+        call_arguments: What the network is called with beside ``train``.
+
+    Returns:
+        A function from params and tokens to logits and the layers' last states, which are cut from
+        the gradient.
+    """
+
+    def network(
+        params: PyTree, tokens: Int[Array, "batch time"]
+    ) -> tuple[Float[Array, "batch time classes"], PyTree]:
+        logits, last_states = apply_network(
+            model,
+            params,
+            tokens,
+            jax.lax.stop_gradient(states),
+            train=True,
+            rngs={"dropout": dropout_key},
+            **call_arguments,
+        )
+        return logits, jax.lax.stop_gradient(last_states)
+
+    return network
+
+
+def make_loss_fn(
+    network: NetworkFunction, method: Sequence[Regularizer], batch: Batch
+) -> LossFunction:
+    """Build the training loss of one batch as a pure function of the params.
+
+    Args:
+        network: The network of this step.
+        method: The regularizers, whose loss terms are added.
+        batch: Tokens and next tokens.
+
+    Returns:
+        A function from params to the loss, a mean over all tokens, and `Outputs` with the metric
+        ``loss``, the cross-entropy alone.
+    """
+
+    def measure(
+        logits: Float[Array, "batch time classes"], labels: Int[Array, "batch time"]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        return jnp.mean(_cross_entropies(logits, labels)), {}
+
+    return make_training_loss(network, method, batch, measure)
+
+
+class TextEvaluator(Evaluator):
+    """Evaluates a language model on texts.
+
+    A text is read in `EVALUATION_STRANDS` strands; every token but the first of each strand, and
+    but the few that fill no strand, counts once.
+    """
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        """Prepare the evaluation.
+
+        Args:
+            model: The network.
+            length: Tokens that are read at once.
+        """
+
+        def sums(
+            params: PyTree, strands: Int[Array, "strands time"], num_labels: Int[Array, ""]
+        ) -> Float[Array, " steps"]:
+            def step(states: PyTree, start: Int[Array, ""]) -> tuple[PyTree, Float[Array, ""]]:
+                batch = _window(strands, start, length)
+                logits, states = apply_network(model, params, batch.inputs, states, train=False)
+                counts = start + jnp.arange(length) < num_labels
+                return states, jnp.sum(_cross_entropies(logits, batch.labels), where=counts)
+
+            starts = jnp.arange(0, strands.shape[1] - 1, length)
+            states = zero_states(model, params, strands.shape[0])
+            return jax.lax.scan(step, states, starts)[1]
+
+        def sample(
+            curvature: Curvature, params: PyTree, text: Tokens, key: PRNGKeyArray
+        ) -> Float[Array, ""]:
+            batch = windows(text.tokens, len(text.tokens), length)
+            states = zero_states(model, params, len(batch.inputs))
+            loss_fn = make_loss_fn(make_network(model, states, key), (), batch)
+            return trace_sample(loss_fn, params, key, curvature)
+
+        self._length = length
+        self._sums = jax.jit(sums)
+        self._sample = jax.jit(sample, static_argnums=0)
+
+    def evaluate(self, params: PyTree, network_state: PyTree, split: Tokens) -> Evaluation:
+        """Compute the mean cross-entropy of a text; training's last states have no influence.
+
+        Args:
+            params: The network's parameters.
+            network_state: Training's last states.
+            split: The text.
+
+        Returns:
+            The figures; nan for an empty text.
+        """
+        del network_state
+        if not len(split.tokens):
+            return Evaluation(float("nan"), float("nan"))
+        strands = cut_into_strands(split.tokens, EVALUATION_STRANDS)
+        num_labels = strands.shape[1] - 1
+        # Filled up to whole steps, in which what was filled up does not count.
+        missing = -num_labels % self._length
+        sums = self._sums(params, jnp.pad(strands, ((0, 0), (0, missing))), num_labels)
+        loss = np.asarray(sums, np.float64).sum() / (EVALUATION_STRANDS * num_labels)
+        with np.errstate(over="ignore"):
+            return Evaluation(float(loss), float(np.exp(loss)))
+
+    def trace(
+        self,
+        params: PyTree,
+        network_state: PyTree,
+        split: Tokens,
+        key: PRNGKeyArray,
+        num_probes: int,
+        curvature: Curvature = "hessian",
+    ) -> tuple[float, float]:
+        """Estimate tr(H), or tr(G), on the windows of a text, each of which begins in state 0."""
+        del network_state
+        return estimate_trace(
+            lambda probe_key: self._sample(curvature, params, split, probe_key), key, num_probes
+        )
+
+
+def _window(strands: Int[Array, "strands time"], start: Int[Array, ""] | int, length: int) -> Batch:
+    inputs, labels = (
+        jax.lax.dynamic_slice_in_dim(strands, first, length, axis=1) for first in (start, start + 1)
+    )
+    return Batch(inputs, labels)
+
+
+def _cross_entropies(
+    logits: Float[Array, "batch time classes"], labels: Int[Array, "batch time"]
+) -> Float[Array, "batch time"]:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
