@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,10 +52,13 @@ class LanguageCurveConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If there are too few seeds for a standard error, or no steps.
+            ValueError: If there are too few seeds for a standard error, no steps, or no text.
         """
         if self.seeds < 2:
             raise ValueError(f"seeds must be at least 2, not {self.seeds}")
+        for name in ("width", "evaluation_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.steps or min(self.steps) < 1 or list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"steps must be rising numbers, at least one, not {self.steps}")
 
@@ -151,7 +154,7 @@ def _experiment(config: LanguageCurveConfig) -> Experiment:
 
 
 def _train_pair(
-    experiment: Experiment, config: LanguageCurveConfig, seed: int, advance: Any
+    experiment: Experiment, config: LanguageCurveConfig, seed: int, advance: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Train one network of each kind, in turn."""
     # Where it is used, so that `--help` needs no PyTorch.
@@ -165,7 +168,8 @@ def _train_pair(
     validation = torch_language.as_tokens(
         cut_into_strands(experiment.dataset.validation.tokens, EVALUATION_STRANDS)
     )
-    train_data = torch_language.as_tokens(task.train_data)
+    strands = task.train_data
+    torch_strands = torch_language.as_tokens(strands)
     state, states = experiment.init(seed), None
     experiment.warm_up(state)
     pair: dict[str, list[float]] = {
@@ -173,10 +177,10 @@ def _train_pair(
     }
     for step in range(config.steps[-1]):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(experiment.train_step(state, task.train_data, None))
+        state, _ = jax.block_until_ready(experiment.train_step(state, strands, None))
         between = time.perf_counter()
         position = step % task.steps_per_epoch * LENGTH
-        window = train_data[:, position : position + LENGTH + 1]
+        window = torch_strands[:, position : position + LENGTH + 1]
         states = torch_language.train_step(
             network,
             window[:, :-1],
@@ -199,7 +203,8 @@ def _train_pair(
 
 def _num_threads() -> int:
     """Count the cores that this process may use, which XLA takes too."""
-    return len(os.sched_getaffinity(0))
+    # Not everywhere does the system tell which of them.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _table(config: LanguageCurveConfig, rows: Sequence[dict[str, Any]]) -> Table:

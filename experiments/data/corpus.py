@@ -1,4 +1,4 @@
-"""What a text is here: three strands of tokens that stay on the device."""
+"""What a text is here: three parts, as tokens that stay on the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
+
+from experiments.errors import SettingError
 
 UNKNOWN = "<unk>"
 
@@ -33,7 +35,7 @@ def make_corpus(
         The text.
 
     Raises:
-        ValueError: If a text has fewer tokens than are to be kept.
+        SettingError: If a text has fewer tokens than are to be kept.
     """
     kept = {
         "train": _beginning("train_tokens", train, train_tokens),
@@ -44,10 +46,13 @@ def make_corpus(
         words = dict.fromkeys(word for part in (train, validation, test) for word in part)
     else:
         words = dict.fromkeys([*kept["train"], UNKNOWN])
+        kept = {
+            name: [word if word in words else UNKNOWN for word in part]
+            for name, part in kept.items()
+        }
     number = {word: i for i, word in enumerate(words)}
-    unknown = number.get(UNKNOWN, 0)
     tokens = {
-        name: jnp.asarray(np.fromiter((number.get(word, unknown) for word in part), np.int32))
+        name: jnp.asarray(np.fromiter((number[word] for word in part), np.int32))
         for name, part in kept.items()
     }
     return Corpus(**{name: Tokens(part) for name, part in tokens.items()}, vocabulary=tuple(words))
@@ -55,7 +60,9 @@ def make_corpus(
 
 def _beginning(name: str, words: Sequence[str], size: int | None) -> Sequence[str]:
     if size is not None and size > len(words):
-        raise ValueError(f"{name} must be at most {len(words)}, the length of the text, not {size}")
+        raise SettingError(
+            f"{name} must be at most {len(words)}, the length of the text, not {size}"
+        )
     return words[:size]
 
 
@@ -75,7 +82,7 @@ class Corpus(NamedTuple):
     Attributes:
         train: What the weights are fitted to.
         validation: For choosing settings, the learning rate and the epoch.
-        test: Reported once.
+        test: For the figure that is reported.
         vocabulary: The words, in the order of their numbers.
     """
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.corpus import Corpus, make_corpus
-from experiments.errors import SettingError
 
 EVALUATION_SHARE = 0.1
 
@@ -67,10 +66,7 @@ def load_pydoc_corpus(train_tokens: int | None, evaluation_tokens: int | None) -
     text = _whole_text()
     size = round(EVALUATION_SHARE * len(text))
     parts = text[: -2 * size], text[-2 * size : -size], text[-size:]
-    try:
-        return make_corpus(*parts, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
-    except ValueError as error:
-        raise SettingError(str(error)) from error
+    return make_corpus(*parts, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
 
 
 def _whole_text() -> str:

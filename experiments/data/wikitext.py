@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.data.archive import Archive, fetch_archive
 from experiments.data.cifar import DEFAULT_DATA_DIR
 from experiments.data.corpus import Corpus, make_corpus
-from experiments.errors import ExperimentError, MissingDataError, SettingError, explain_os_errors
+from experiments.errors import ExperimentError, MissingDataError, explain_os_errors
 from experiments.file_lock import file_lock
 
 DIRECTORY = "wikitext-2"
@@ -89,12 +89,7 @@ def load_wikitext2(
     """
     directory = find_files(data_dir or DEFAULT_DATA_DIR)
     words = {name: read_words(directory, name) for name in FILES}
-    try:
-        corpus = make_corpus(
-            **words, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens
-        )
-    except ValueError as error:
-        raise SettingError(str(error)) from error
+    corpus = make_corpus(**words, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
     if train_tokens is None and len(corpus.vocabulary) != VOCABULARY_SIZE:
         raise MissingDataError(
             f"the files in {directory} have {len(corpus.vocabulary):,} different words, not "
@@ -118,17 +113,16 @@ def find_files(data_dir: Path) -> Path:
     """
     data_dir = data_dir.expanduser()
     names = [file.archive.file_name for file in FILES.values()]
+    reasons = []
     for directory in (data_dir / DIRECTORY, data_dir):
-        present = [name for name in names if (directory / name).is_file()]
-        if len(present) == len(names):
+        missing = [name for name in names if not (directory / name).is_file()]
+        if not missing:
             return directory
-        if present:
-            missing = ", ".join(name for name in names if name not in present)
-            raise MissingDataError(f"WikiText-2 in {directory} is not whole: {missing} is missing.")
+        if len(missing) < len(names):
+            reasons.append(f"{directory.absolute()} is not whole, without {', '.join(missing)}")
+    exists = "has no such files" if data_dir.is_dir() else "does not exist"
     raise MissingDataError(
-        f"No WikiText-2: {data_dir.absolute()} "
-        + ("has no such files" if data_dir.is_dir() else "does not exist")
-        + ".\n"
+        f"No WikiText-2: {'; '.join(reasons) or f'{data_dir.absolute()} {exists}'}.\n"
         + _HOW_TO_GET_IT.format(
             directory=DIRECTORY,
             data_dir=shlex.quote(str(data_dir)),
@@ -148,12 +142,17 @@ def read_words(directory: Path, name: str) -> list[str]:
         Its words, and `END_OF_LINE` after each line's.
 
     Raises:
-        MissingDataError: If it has not as many as it should.
+        MissingDataError: If it can not be read, or has not as many as it should.
     """
     file = FILES[name]
     path = directory / file.archive.file_name
-    with path.open(encoding="utf-8") as lines:
-        words = [word for line in lines for word in [*line.split(), END_OF_LINE]]
+    try:
+        with path.open(encoding="utf-8") as lines:
+            words = [word for line in lines for word in [*line.split(), END_OF_LINE]]
+    except (OSError, UnicodeDecodeError) as error:
+        raise MissingDataError(
+            f"{path} can not be read as text: {error}. Move it away, and fetch it again."
+        ) from error
     if len(words) != file.num_tokens:
         raise MissingDataError(
             f"{path} has {len(words):,} tokens, {END_OF_LINE} for each line included, not "

@@ -179,11 +179,10 @@ def language_rows(
     }
 
     def row(label: str, *method: Regularizer, note: str = "") -> Row:
-        printed = table.figures.get(label, ())
-        paper = {
-            column.metric: Reported(*figure)
-            for column, figure in zip(COLUMNS, printed, strict=False)
-        }
+        paper = {}
+        if label in table.figures:
+            figures = zip(COLUMNS, table.figures[label], strict=True)
+            paper = {column.metric: Reported(*figure) for column, figure in figures}
         return table_row(
             label,
             config,

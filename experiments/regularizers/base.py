@@ -108,11 +108,11 @@ class Regularizer:
 
     Attributes:
         name: Its name in `--method`.
-        images_only: Why the method makes no sense for text; empty, if it does.
+        why_not_text: Why the method makes no sense for text; empty, if it does.
     """
 
     name: ClassVar[str] = ""
-    images_only: ClassVar[str] = ""
+    why_not_text: ClassVar[str] = ""
 
     def model(self, **arguments: Any) -> dict[str, Any]:
         """Change the arguments that the network is built with.

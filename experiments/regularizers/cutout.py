@@ -25,7 +25,7 @@ class Cutout(Regularizer):
     """
 
     name: ClassVar[str] = "cutout"
-    images_only: ClassVar[str] = "it cuts squares out of images"
+    why_not_text: ClassVar[str] = "it cuts squares out of images"
 
     size: int = 16
 

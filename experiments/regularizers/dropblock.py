@@ -24,7 +24,7 @@ class DropBlock(Regularizer):
     """
 
     name: ClassVar[str] = "dropblock"
-    images_only: ClassVar[str] = "it drops squares of feature maps"
+    why_not_text: ClassVar[str] = "it drops squares of feature maps"
 
     block_size: int = 7
     keep_prob: float = 0.9

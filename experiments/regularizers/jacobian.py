@@ -37,7 +37,7 @@ class Jacobian(Regularizer):
     """
 
     name: ClassVar[str] = "jacobian"
-    images_only: ClassVar[str] = "it takes the derivative by the inputs, and tokens have none"
+    why_not_text: ClassVar[str] = "it takes the derivative by the inputs, and tokens have none"
 
     lam: float = 0.01
     n_proj: int = 1

@@ -23,7 +23,7 @@ class Mixup(Regularizer):
     """
 
     name: ClassVar[str] = "mixup"
-    images_only: ClassVar[str] = "it mixes inputs, and tokens can not be mixed"
+    why_not_text: ClassVar[str] = "it mixes inputs, and tokens can not be mixed"
 
     alpha: float = 1.0
 

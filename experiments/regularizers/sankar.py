@@ -109,6 +109,7 @@ class SankarMiddle(SankarFull):
     """
 
     name: ClassVar[str] = "sankar-middle"
+    why_not_text: ClassVar[str] = "it takes half of the arrays, which cuts recurrent layers in two"
 
     gamma: float = 1e-5
 

@@ -258,7 +258,9 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
     numbers = ", ".join(map(str, epochs))
     reported = {point.settings.get("reported") for row in sweep.rows for point in row.points}
     if reported == {"best"}:
-        where = "at each run's best epoch on validation data" + (f" of {numbers}" if epochs else "")
+        where = "at each run's best epoch on validation data" + (
+            f", of {numbers}" if epochs else ""
+        )
     else:
         where = "at the last epoch" + (f" ({numbers})" if epochs else "")
     means = (

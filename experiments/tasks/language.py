@@ -39,7 +39,7 @@ from seht_jax.probes import LayerFunction
 EVALUATION_STRANDS = 10
 
 
-# Jitted for the same reasons as that of images.
+# Jitted: run eagerly, every operation is compiled for itself, which takes longer.
 @partial(jax.jit, static_argnames="model")
 def _init_params(model: nn.Module, key: PRNGKeyArray) -> PyTree:
     return model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"]
@@ -184,9 +184,9 @@ def check_methods(method: Sequence[Regularizer]) -> None:
         SettingError: If one does.
     """
     for part in method:
-        if part.images_only:
+        if part.why_not_text:
             raise SettingError(
-                f"the method {part.name} can not be used on text: {part.images_only}"
+                f"the method {part.name} can not be used on text: {part.why_not_text}"
             )
 
 
@@ -218,18 +218,17 @@ def cut_into_strands(tokens: Int[Array, " length"], strands: int) -> Int[Array, 
     return tokens[: strands * time].reshape(strands, time)
 
 
-def windows(tokens: Int[Array, " length"], number: int, length: int) -> Batch:
-    """Cut the beginning of a text into windows, one after the other.
+def windows(tokens: Int[Array, " length"], length: int) -> Batch:
+    """Cut a text into windows, one after the other; what fills none at its end is left out.
 
     Args:
         tokens: The text.
-        number: How many windows, at most.
-        length: Tokens of each.
+        length: Tokens of each window.
 
     Returns:
         The windows and, as labels, their next tokens.
     """
-    number = min(number, (len(tokens) - 1) // length)
+    number = (len(tokens) - 1) // length
     inputs, labels = (tokens[start : start + number * length] for start in (0, 1))
     return Batch(inputs.reshape(number, length), labels.reshape(number, length))
 
@@ -372,7 +371,7 @@ class TextEvaluator(Evaluator):
         def sample(
             curvature: Curvature, params: PyTree, text: Tokens, key: PRNGKeyArray
         ) -> Float[Array, ""]:
-            batch = windows(text.tokens, len(text.tokens), length)
+            batch = windows(text.tokens, length)
             states = zero_states(model, params, len(batch.inputs))
             loss_fn = make_loss_fn(make_network(model, states, key), (), batch)
             return trace_sample(loss_fn, params, key, curvature)

@@ -33,7 +33,7 @@ from experiments.training.logging import (
     read_log,
     show,
 )
-from experiments.training.plateau import after_epoch
+from experiments.training.plateau import after_epoch, is_lower
 from experiments.training.run_directory import (
     claim_run_directory,
     read_result,
@@ -235,7 +235,8 @@ class Experiment:
             Epoch 0, with a loss above every other.
         """
         params = self.evaluation_params(state)
-        return Best(jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf), params, state.network_state)
+        lowest = jnp.asarray(jnp.inf, jnp.float32)
+        return Best(jnp.zeros((), jnp.int32), lowest, params, state.network_state)
 
     def warm_up(self, state: TrainState) -> None:
         """Compile the training step, by taking one step and forgetting it.
@@ -336,7 +337,8 @@ def _train_and_log(
     """Train to the last step; returns the last state, and the best epoch if one is kept.
 
     Raises:
-        DivergedError: If a metric is no finite number; it says which checkpoint there is.
+        DivergedError: If a metric, or the validation loss of every epoch of which the best is
+            wanted, is no finite number; it says which checkpoint there is.
     """
     with make_progress(console) as progress:
         task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
@@ -346,7 +348,7 @@ def _train_and_log(
                 step = int(state.step)
                 row["epoch"] = step / experiment.steps_per_epoch
                 loss = row.get("validation/loss")
-                if best is not None and loss is not None and loss < float(best.loss):
+                if best is not None and loss is not None and is_lower(loss, best.loss):
                     params = experiment.evaluation_params(state)
                     epoch = jnp.asarray(round(row["epoch"]), best.epoch.dtype)
                     lowest = jnp.asarray(loss, best.loss.dtype)
@@ -355,6 +357,7 @@ def _train_and_log(
                 show(progress, task, step, row)
                 if experiment.is_checkpoint(step) or step == experiment.num_steps:
                     checkpoints.save(state, best)
+            _check_best(best, experiment.config)
         except DivergedError as error:
             saved = checkpoints.latest_step
             kept = (
@@ -418,6 +421,19 @@ def _check_finite(
                 f"The run diverged at step {step} ({values}); the steps up to {step - 1} were "
                 f"finite. Try {' or '.join(_remedies(config))}."
             )
+
+
+def _check_best(best: Best | None, config: TrainConfig) -> None:
+    """Check that a run that keeps its best epoch has one.
+
+    Raises:
+        DivergedError: If it has none.
+    """
+    if best is not None and not int(best.epoch):
+        raise DivergedError(
+            "No epoch ended with a finite validation loss, so there is no best one. Try "
+            f"{' or '.join(_remedies(config))}."
+        )
 
 
 def _remedies(config: TrainConfig) -> list[str]:

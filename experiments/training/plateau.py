@@ -34,7 +34,8 @@ def scale_on_plateau() -> optax.GradientTransformation:
 
     def init(params: PyTree) -> PlateauState:
         del params
-        return PlateauState(jnp.ones(()), jnp.asarray(jnp.inf))
+        # With dtypes: a weak type would become a strong one, and the step be compiled once more.
+        return PlateauState(jnp.ones((), jnp.float32), jnp.asarray(jnp.inf, jnp.float32))
 
     def update(
         updates: PyTree, state: Any, params: PyTree | None = None
@@ -43,6 +44,19 @@ def scale_on_plateau() -> optax.GradientTransformation:
         return optax.tree.scale(state.scale, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def is_lower(loss: float, lowest: Float[Array, ""]) -> bool:
+    """Tell whether a validation loss is the lowest so far.
+
+    Args:
+        loss: The loss; nan is not lower than any.
+        lowest: The lowest before.
+
+    Returns:
+        Whether it is, in the precision in which the lowest is kept.
+    """
+    return bool(jnp.asarray(loss, lowest.dtype) < lowest)
 
 
 def after_epoch(opt_state: PyTree, validation_loss: float) -> PyTree:
@@ -60,8 +74,7 @@ def after_epoch(opt_state: PyTree, validation_loss: float) -> PyTree:
     def followed(part: Any) -> Any:
         if not isinstance(part, PlateauState):
             return part
-        # Not the minimum of both, which would be nan for ever after a loss that is.
-        if not validation_loss < part.lowest_loss:
+        if not is_lower(validation_loss, part.lowest_loss):
             return part._replace(scale=part.scale * PLATEAU_FACTOR)
         return part._replace(lowest_loss=jnp.asarray(validation_loss, part.lowest_loss.dtype))
 

@@ -16,7 +16,7 @@ def summary_table(result: Mapping[str, Any]) -> Group:
     Returns:
         A table with a heading and remarks, for a rich console.
     """
-    is_text = "test_perplexity" in result
+    is_text = "train_tokens" in result
     examples = "windows of training text" if is_text else "training images"
     epoch = (
         f"epoch {result['best_epoch']} of {result['epochs']}, the best on validation"

@@ -31,8 +31,9 @@ def test_the_whole_text_has_three_parts():
     sizes = [len(split.tokens) for split in (corpus.train, corpus.validation, corpus.test)]
     assert sizes[1] == sizes[2] == round(sum(sizes) / 10)
     ends = np.asarray(corpus.test.tokens[-500:])
+    text = load_pydoc(1, 500)
     assert "".join(corpus.vocabulary[token] for token in ends) == "".join(
-        load_pydoc(1, 500).vocabulary[token] for token in load_pydoc(1, 500).validation
+        text.vocabulary[token] for token in text.validation
     )
 
 

@@ -64,7 +64,20 @@ def test_a_file_with_another_number_of_tokens_is_named(files, name):
 
 def test_a_file_that_is_missing_is_named(files):
     (files / "valid.txt").unlink()
-    with pytest.raises(MissingDataError, match=r"is not whole: valid\.txt is missing"):
+    with pytest.raises(MissingDataError, match=r"is not whole, without valid\.txt(.|\n)*fetches"):
+        load_wikitext2(files, None, None)
+
+
+def test_whole_files_are_found_beside_a_directory_that_is_not_whole(files):
+    (files / "wikitext-2").mkdir()
+    (files / "wikitext-2" / "train.txt").write_text(TEXT)
+    assert len(load_wikitext2(files, None, None).vocabulary) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_is_no_text_is_named(files, name):
+    (files / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MissingDataError, match=f"{name} can not be read as text: .*Move it away"):
         load_wikitext2(files, None, None)
 
 

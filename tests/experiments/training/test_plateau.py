@@ -39,6 +39,12 @@ def test_it_is_divided_by_4_unless_the_loss_is_the_lowest_so_far(losses, rates):
         assert step_size(tx, state) == pytest.approx(rate)
 
 
+def test_the_state_keeps_the_types_with_which_a_step_is_compiled():
+    state = make_optimizer(CONFIG, num_steps=100).init(PARAMS)
+    for next_state in (after_epoch(state, 5.0), after_epoch(after_epoch(state, 5.0), 6.0)):
+        assert jax.tree.map(jax.typeof, next_state) == jax.tree.map(jax.typeof, state)
+
+
 def test_it_is_found_inside_a_wrapper():
     tx = make_optimizer(CONFIG, 100, (Lookahead(),))
     state = after_epoch(after_epoch(tx.init(PARAMS), 1.0), 2.0)

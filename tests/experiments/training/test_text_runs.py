@@ -12,8 +12,9 @@ from rich.console import Console
 
 from experiments.config import LanguageModelConfig, OptimizerConfig, TextConfig, TrainConfig
 from experiments.data.load import load_corpus
-from experiments.errors import SettingError
+from experiments.errors import DivergedError, SettingError
 from experiments.regularizers import Dropout, SehtD
+from experiments.tasks.language import Evaluation, TextEvaluator
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import build_experiment, train
@@ -113,6 +114,17 @@ def test_the_result_is_that_of_the_epoch_with_the_lowest_validation_loss(tmp_pat
     test = experiment.evaluator.evaluate(best.params, None, experiment.dataset.test)
     assert result["test_loss"] == test.loss
     assert result["test_perplexity"] == pytest.approx(np.exp(test.loss))
+
+
+def test_without_a_finite_validation_loss_there_is_no_result(tmp_path, console, monkeypatch):
+    def evaluate(self, params, network_state, split):
+        return Evaluation(float("nan"), float("nan"))
+
+    monkeypatch.setattr(TextEvaluator, "evaluate", evaluate)
+    config = dataclasses.replace(CONFIG, epochs=1, run_dir=tmp_path / "run")
+    with pytest.raises(DivergedError, match=r"No epoch ended with a finite .* Newest checkpoint"):
+        train(config, console)
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_log_and_result_speak_of_tokens(whole):
