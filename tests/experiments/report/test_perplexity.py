@@ -55,5 +55,5 @@ def test_the_smallest_perplexity_is_chosen(read):
 def test_the_remarks_are_those_of_text(read):
     remarks = " ".join(result_table(*read).remarks)
     assert "the smallest mean validation perplexity is chosen" in remarks
-    assert "at each run's best epoch on validation data of 8;" in remarks
+    assert "at each run's best epoch on validation data, of 8;" in remarks
     assert "100,000 training, 50,000 validation and 50,000 test tokens." in remarks
