@@ -195,7 +195,9 @@ def _draw_band(
 ) -> None:
     stacked = np.array(curves)
     mean = stacked.mean(axis=0)
-    axis.plot(epochs, mean, label=label, linewidth=1.6, **style)
+    # A line through one point can not be seen.
+    marker = "o" if len(epochs) == 1 else ""
+    axis.plot(epochs, mean, label=label, linewidth=1.6, marker=marker, **style)
     if len(curves) > 1:
         error = stacked.std(axis=0, ddof=1) / len(curves) ** 0.5
         axis.fill_between(

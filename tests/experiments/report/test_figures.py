@@ -5,10 +5,12 @@ import shutil
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from experiments.report.figures import (
     DARK,
     LIGHT,
+    _draw_band,
     draw_convergence,
     draw_max_iter,
     seht_d_settings,
@@ -35,6 +37,13 @@ def test_convergence_has_a_line_for_each_row_with_a_finished_run(finished):
     np.testing.assert_allclose(losses.lines[0].get_ydata(), [5.0, 1.5])
     np.testing.assert_allclose(accuracies.lines[0].get_ydata(), [40, 80])
     assert len(losses.collections) == 3  # a band each
+
+
+@pytest.mark.parametrize(("epochs", "marker"), [([1.0], "o"), ([1.0, 2.0], "")])
+def test_a_curve_of_one_epoch_is_a_point_that_can_be_seen(epochs, marker):
+    axis = Figure().subplots()
+    _draw_band(axis, np.array(epochs), [np.ones(len(epochs))], {"color": "#000000"}, "plain")
+    assert axis.lines[0].get_marker() == marker
 
 
 def test_accuracy_by_max_iter_is_that_of_seht_d_alone(finished):
