@@ -180,6 +180,11 @@ class LanguageModelConfig:
         """Attention heads, the default filled in."""
         return NUM_HEADS if self.num_heads is None else self.num_heads
 
+    @property
+    def recurrent_initialisation(self) -> Initialisation:
+        """How the weights of a recurrent model are drawn, the default filled in."""
+        return "uniform" if self.initialisation is None else self.initialisation
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:

@@ -78,7 +78,7 @@ def build_language_model(
             "hidden_size": config.width,
             "num_layers": config.num_layers,
             "tied_embeddings": config.tied_embeddings,
-            "initialisation": config.initialisation or "uniform",
+            "initialisation": config.recurrent_initialisation,
         }
     known = {field.name for field in dataclasses.fields(network)}
     for part in method:

@@ -25,6 +25,7 @@ Rows that the paper does not have come last.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from experiments.config import LanguageModelConfig, OptimizerConfig, TextConfig, TrainConfig
@@ -69,6 +70,8 @@ COLUMNS = (
     Column("test_perplexity", "test ppl", factor=1.0),
 )
 
+NO_GRIDS: Mapping[str, Sequence[Any]] = MappingProxyType({})
+
 _WEIGHTS = (0.001, 0.005, 0.01, 0.05, 0.1)
 _DROPOUT_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _LEARNING_RATES = (0.001, 0.01, 0.1, 0.5, 1.0, 10.0, 20.0, 40.0)
@@ -103,9 +106,14 @@ class LanguageTable:
     figures: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]
 
     @property
+    def mean_factor(self) -> float:
+        """What SEHT-D, which is not rescaled, multiplies the trace with in the mean, beside lam."""
+        return self.p * 2 * self.p
+
+    @property
     def mean_weight(self) -> float:
-        """What SEHT-D, which is not rescaled, multiplies the trace with in the mean."""
-        return self.lam * self.p * 2 * self.p
+        """What SEHT-D multiplies the trace with in the mean."""
+        return self.lam * self.mean_factor
 
 
 TABLE = LanguageTable(
@@ -140,7 +148,7 @@ def language_sweeps(table: LanguageTable) -> tuple[Sweep, ...]:
         Sweep(
             f"{table.name}{kind}{suffix}",
             f"{table.title}{title}{remark}",
-            language_rows(table, config, with_grids=with_grids),
+            list_rows(table, config),
             COLUMNS,
             selected_by="validation_perplexity",
             note=note,
@@ -150,62 +158,40 @@ def language_sweeps(table: LanguageTable) -> tuple[Sweep, ...]:
             ("", "", "", 5, CONFIG),
             ("-small", ", at the size of one CPU core", _SMALL_NOTE, 3, SMALL_CONFIG),
         )
-        for kind, title, with_grids in (
-            ("", "", False),
-            ("-grid", ", with the paper's grids", True),
+        for kind, title, list_rows in (
+            ("", "", language_rows),
+            ("-grid", ", with the paper's grids", language_grid_rows),
         )
     )
 
 
 def language_rows(
-    table: LanguageTable, config: TrainConfig, *, with_grids: bool
+    table: LanguageTable, config: TrainConfig, grids: Mapping[str, Sequence[Any]] = NO_GRIDS
 ) -> tuple[Row, ...]:
-    """List all rows.
+    """List the rows of a table.
 
     Args:
         table: The table.
         config: The plain configuration.
-        with_grids: Whether the values that the paper tried are run, not those that it chose.
+        grids: Values to try, by regularizer and field, in place of those that the paper chose.
 
     Returns:
         The rows.
     """
-    network = dataclasses.replace(config.model, network=table.network)
-    config = dataclasses.replace(config, model=network)
     dropout = Dropout(rate=table.dropout)
-    grids: dict[str, Sequence[Any]] = {
-        "confidence-penalty.weight": _WEIGHTS,
-        "label-smoothing.weight": _WEIGHTS,
-        "seht-d.lam": _WEIGHTS,
-        "seht-d.p": table.tried_p,
-        "seht-h.lam": _WEIGHTS,
-    }
 
     def row(label: str, *method: Regularizer, note: str = "") -> Row:
         paper = {}
         if label in table.figures:
             figures = zip(COLUMNS, table.figures[label], strict=True)
             paper = {column.metric: Reported(*figure) for column, figure in figures}
-        return table_row(
-            label,
-            config,
-            (dropout, *method),
-            grids if with_grids else {},
-            paper=paper,
-            note=note,
+        plain = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, network=table.network)
         )
+        return table_row(label, plain, (dropout, *method), grids, paper=paper, note=note)
 
-    tuning = (
-        table_row("Baseline, by dropout", config, (dropout,), {"dropout.rate": _DROPOUT_RATES}),
-        Row(
-            "Baseline, by learning rate",
-            dataclasses.replace(config, method=(dropout,)),
-            {"optimizer.learning_rate": _LEARNING_RATES},
-        ),
-    )
     return (
         row(BASELINE),
-        *(tuning if with_grids else ()),
         row("Confidence penalty", ConfidencePenalty(weight=table.confidence_penalty)),
         row("Label smoothing", LabelSmoothing(weight=table.label_smoothing)),
         row("SEHT-D", SehtD(lam=table.lam, p=table.p, rescale=False)),
@@ -215,9 +201,38 @@ def language_rows(
     )
 
 
+def language_grid_rows(table: LanguageTable, config: TrainConfig) -> tuple[Row, ...]:
+    """List the rows with the values that the paper tried, the baseline's by learning rate too.
+
+    Dropout is tuned in the baseline alone, whose rate all other rows have.
+
+    Args:
+        table: The table.
+        config: The plain configuration.
+
+    Returns:
+        The rows.
+    """
+    grids = {
+        "confidence-penalty.weight": _WEIGHTS,
+        "label-smoothing.weight": _WEIGHTS,
+        "seht-d.lam": _WEIGHTS,
+        "seht-d.p": table.tried_p,
+        "seht-h.lam": tuple(weight * table.mean_factor for weight in _WEIGHTS),
+    }
+    baseline, *others = language_rows(table, config, grids)
+    by_learning_rate = Row(
+        f"{BASELINE}, by learning rate",
+        baseline.config,
+        {"optimizer.learning_rate": _LEARNING_RATES},
+    )
+    baseline = dataclasses.replace(baseline, grid={"dropout.rate": _DROPOUT_RATES})
+    return (baseline, by_learning_rate, *others)
+
+
 _SEHT_H_NOTE = (
-    "The paper has no SEHT-H for text; where no grid says otherwise, its strength is that of "
-    "SEHT-D times p 2p, with which SEHT-D multiplies the trace in the mean."
+    "The paper has no SEHT-H for text: its strengths are those of SEHT-D times p 2p, with which "
+    "SEHT-D multiplies the trace in the mean."
 )
 _SMALL_NOTE = (
     "The beginning of the corpus, with a vocabulary of its own: the paper's figures are those of "

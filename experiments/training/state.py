@@ -59,7 +59,8 @@ def make_optimizer(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, _momentum(config))
+        # For None `optax.sgd` keeps no buffer, for 0 it does.
+        optax.sgd(schedule, config.momentum or None)
         if config.algorithm == "sgd"
         else optax.adam(schedule, config.momentum),
         *([scale_on_plateau()] if config.schedule == "plateau" else []),
@@ -67,16 +68,6 @@ def make_optimizer(
     for part in method:
         tx = part.optimizer(tx)
     return _with_standard_promotion(tx)
-
-
-def _momentum(config: OptimizerConfig) -> float | None:
-    """Choose what `optax.sgd` is given: for `None` it keeps no buffer, for 0 it does.
-
-    Runs of images have the buffer, so that those that were begun before go on.
-    """
-    if config.schedule == "plateau" and config.momentum == 0:
-        return None
-    return config.momentum
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
