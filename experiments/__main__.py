@@ -16,6 +16,7 @@ from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.training.loop import train as train_network
+from experiments.training.preemption import EXIT_STATUS, Terminated
 from experiments.training.summary import summary_table
 
 DEMO = DemoConfig()
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What was typed after the program's name; `None` is `sys.argv`'s.
 
     Returns:
-        The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C.
+        The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM.
     """
     console = Console(stderr=True)
     try:
@@ -124,6 +125,9 @@ def main(arguments: list[str] | None = None) -> int:
         message = escape(str(error))  # SQL has square brackets
         console.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
         return 1
+    except Terminated as end:
+        console.print(f"{end} The same command goes on from there.")
+        return EXIT_STATUS
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on from the last checkpoint.")
         return 130

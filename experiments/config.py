@@ -28,6 +28,7 @@ Method: TypeAlias = Annotated[
     ),
 ]
 
+OnDivergence: TypeAlias = Literal["stop", "skip", "restore"]
 
 NUM_HEADS = 4
 
@@ -249,8 +250,17 @@ class TrainConfig:
     """Random directions for that measurement."""
     log_every: int = 20
     """Steps between two lines of the log."""
+    on_divergence: OnDivergence = "stop"
+    """What happens at a step whose loss, gradient or estimate is no finite number. stop: the run
+    ends with an error, and the state before that step is kept. skip: the step changes nothing, and
+    the next batch is taken. restore: the run goes back to its newest checkpoint, and goes on with
+    other random numbers."""
     checkpoint_every: int = 0
     """Steps between two checkpoints; 0 is at the end of every epoch."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept; one, when the run is finished."""
+    keep_checkpoints_every: int = 0
+    """Checkpoints of steps that are a multiple of it are kept for good; 0 is none."""
     run_dir: Path | None = None
     """Where log, checkpoints and result go, and where an interrupted run is taken up again; by
     default runs/PRESET/METHOD-seedSEED, METHOD with those of its settings that are not the default
@@ -288,16 +298,22 @@ class TrainConfig:
             "trace_probes": 2,
             "log_every": 1,
             "checkpoint_every": 0,
+            "keep_checkpoints": 1,
+            "keep_checkpoints_every": 0,
         }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
 
 
+_NO_INFLUENCE = ("run_dir", "data.data_dir", "keep_checkpoints", "keep_checkpoints_every")
+
+
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """Write down all settings that a result depends on.
 
-    The places (``run_dir``, ``data_dir``) are left out: a run may be moved.
+    The places (``run_dir``, ``data_dir``) are left out: a run may be moved. So is which checkpoints
+    are kept.
 
     Args:
         config: The configuration.
@@ -315,7 +331,8 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
             flat |= {f"{field.name}.{name}": setting for name, setting in settings.items()}
         else:
             flat[field.name] = value
-    del flat["run_dir"], flat["data.data_dir"]
+    for name in _NO_INFLUENCE:
+        del flat[name]
     return json.loads(json.dumps(flat))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 class ExperimentError(Exception):
@@ -21,12 +22,30 @@ class ConfigMismatchError(ExperimentError):
     """A run directory belongs to another configuration."""
 
 
+class DamagedCheckpointError(ExperimentError):
+    """No checkpoint of a run is what was written."""
+
+
 class StorageError(ExperimentError):
     """The database of a sweep's queue can not be used, perhaps for a moment alone."""
 
 
 class DivergedError(ExperimentError):
-    """A loss or gradient became infinite or not a number."""
+    """A loss or gradient became infinite or not a number.
+
+    Attributes:
+        state: The state of the run before the step at which it did, if there is one to look at.
+    """
+
+    def __init__(self, message: str, state: Any = None) -> None:
+        """Take a message and a state.
+
+        Args:
+            message: What happened, and what the user can do.
+            state: The state.
+        """
+        super().__init__(message)
+        self.state = state
 
 
 @contextlib.contextmanager

@@ -1,5 +1,13 @@
 """Checkpoints of a run, by Orbax."""
 
+import contextlib
+import itertools
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -7,6 +15,9 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int, PyTree
 
+from experiments.config import complete_settings
+from experiments.errors import ConfigMismatchError, DamagedCheckpointError
+from experiments.training.fingerprint import fingerprint
 from experiments.training.state import TrainState
 
 KEPT = 2
@@ -29,84 +40,231 @@ class Best(NamedTuple):
 
 
 class Checkpoints:
-    """The newest checkpoints in one directory.
+    """The checkpoints in one directory. Use it as a context manager.
 
-    A checkpoint is written under a temporary name and renamed when it is complete, so that a run
-    that is killed while it writes goes on from the one before. Use it as a context manager.
+    A checkpoint is written while training goes on, under a temporary name, and is renamed when it
+    is complete: a run that is killed while it writes goes on from the one before. Beside the
+    arrays it holds the settings of the run, and a checksum of both, by which bits that changed on
+    the disk are found. A checkpoint that can not be read, or is not what was written, is set aside
+    in a directory beside this one, and the one before it is read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        keep: int | None = KEPT,
+        keep_period: int | None = None,
+    ) -> None:
         """Open the directory.
 
         Args:
             directory: Where the checkpoints are; made if it does not exist.
+            settings: The settings of the run, JSON values by name, which are written down in each
+                and compared with those that are there; `None` to look at checkpoints of any run.
+            keep: How many of the newest are kept; `None` is all.
+            keep_period: Those of steps that are a multiple of it are kept too.
         """
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+        self._directory = directory.absolute()
+        self._settings = settings
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_period,
+            cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._damages: list[str] = []
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Open the directory; the manager could not, with metadata of a certain kind of damage.
+
+        Raises:
+            PermissionError: If it may not be read.
+        """
+        if self._directory.exists():
+            for found in ocp.path.step.standard_name_format().find_all(self._directory):
+                try:
+                    found.commit_timestamp_nsecs  # noqa: B018  # reads them
+                except PermissionError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # whatever Orbax makes of them
+                    self._set_aside(found.step, error)
+        return ocp.CheckpointManager(
+            self._directory, options=self._options, item_handlers=ocp.StandardCheckpointHandler()
+        )
 
     def __enter__(self) -> Self:
         """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the directory."""
+        """Wait for the last checkpoint, and close the directory."""
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, `None` if there is none."""
+        """The step of the newest checkpoint that is complete, `None` if there is none."""
+        self._manager.wait_until_finished()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, best: Best | None = None) -> None:
-        """Write a checkpoint, and delete the oldest.
+        """Begin to write a checkpoint; that of the save before is complete, or has failed.
 
         Args:
             state: The state to write.
             best: The best epoch, for a run that keeps it.
+
+        Raises:
+            OSError: If this checkpoint, or the one before, could not be written.
         """
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(_to_tree(state, best)))
+        tree = _to_tree(state, best)
+        with _as_os_errors():
+            self._manager.wait_until_finished()
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.StandardSave(tree),
+                custom_metadata={
+                    "settings": self._settings,
+                    "checksum": _checksum(tree, self._settings),
+                },
+                force=True,
+            )
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            OSError: If it could not be written.
+        """
+        with _as_os_errors():
+            self._manager.wait_until_finished()
 
     def keep_newest(self) -> None:
-        """Delete all checkpoints but the newest."""
+        """Delete all checkpoints but the newest, and those that are kept for good."""
+        period = self._options.keep_period
+        newest = self.latest_step
         for step in self._manager.all_steps():
-            if step != self.latest_step:
+            if step != newest and not (period and step % period == 0):
                 self._manager.delete(step)
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Read the newest checkpoint of a run that keeps no best epoch; there must be one.
+    def restore(
+        self,
+        like: TrainState,
+        best: Best | None = None,
+        *,
+        warn: Callable[[str], None],
+    ) -> tuple[TrainState, Best | None] | None:
+        """Read the newest checkpoint that is what was written.
 
         Args:
-            like: A state with the same structure, shapes, dtypes and devices.
+            like: A state with the structure, shapes and dtypes of that which was written, on the
+                devices on which it is wanted.
+            best: An epoch likewise, if the run keeps its best.
+            warn: Is told of each checkpoint that had to be set aside.
 
         Returns:
-            The state that was written, bit for bit.
+            What was written, bit for bit; `None` if nothing was.
+
+        Raises:
+            ConfigMismatchError: If it is of another run.
+            DamagedCheckpointError: If none can be read.
         """
-        return self._restore(like, None)[0]
-
-    def restore_with_best(self, like: TrainState, best: Best) -> tuple[TrainState, Best]:
-        """Read the newest checkpoint of a run that keeps its best epoch; there must be one.
-
-        Args:
-            like: A state with the same structure, shapes, dtypes and devices.
-            best: An epoch likewise.
-
-        Returns:
-            What was written, bit for bit.
-        """
-        state, tree = self._restore(like, best)
-        return state, Best(**tree["best"])
-
-    def _restore(self, like: TrainState, best: Best | None) -> tuple[TrainState, dict[str, Any]]:
+        self.finish()
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(like, best))
-        tree: Any = self._manager.restore(
-            self._manager.latest_step(), args=ocp.args.StandardRestore(template)
+        found = None
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = self._read(step, template)
+            except _DamagedError as error:
+                # Closed meanwhile: the manager knows its steps by heart.
+                self._manager.close()
+                self._set_aside(step, error)
+                self._manager = self._open()
+            else:
+                break
+        damages, self._damages = self._damages, []
+        for damage in damages:
+            warn(damage)
+        if found is None and damages:
+            raise DamagedCheckpointError(
+                f"No checkpoint in {self._directory} can be read; those that were there are now in "
+                f"{self._damaged}. Put a good copy in their place to go on from it; without, the "
+                "same command begins the run anew."
+            )
+        return None if found is None else _from_tree(found)
+
+    def _read(self, step: int, template: PyTree) -> PyTree:
+        """Read one checkpoint.
+
+        Raises:
+            ConfigMismatchError: If it is of another run.
+            PermissionError: If it may not be read.
+            _DamagedError: If it is not what was written.
+        """
+        try:
+            metadata = self._manager.metadata(step)
+            tree = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+        except PermissionError:
+            raise
+        # Truncated or garbled files end in almost any exception, Orbax's own being `Exception`.
+        except Exception as error:
+            raise _DamagedError(f"{type(error).__name__}, {error}") from error
+        written = metadata.custom_metadata
+        if not metadata.init_timestamp_nsecs:
+            raise _DamagedError("its metadata are unreadable")
+        if not written:  # by the first versions
+            return tree
+        if written.keys() != {"settings", "checksum"}:
+            raise _DamagedError("its metadata are not those that were written")
+        wanted, settings = self._settings, written["settings"]
+        if written["checksum"] != _checksum(tree, settings):
+            raise _DamagedError("its checksum is not that of what was written")
+        # Settings that this version has and an earlier one had not have their defaults.
+        if wanted and settings and complete_settings(settings) != wanted:
+            raise ConfigMismatchError(
+                f"The checkpoint of step {step} in {self._directory} belongs to another run "
+                "than the directory that it is in. Put back the one that was there."
+            )
+        return tree
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        """Move a checkpoint out of the way, without deleting it."""
+        self._damaged.mkdir(exist_ok=True)
+        taken = {path.name for path in self._damaged.iterdir()}
+        names = (f"{step}-{number}" if number else str(step) for number in itertools.count())
+        place = self._damaged / next(name for name in names if name not in taken)
+        shutil.move(self._directory / str(step), place)
+        reason = str(error).partition("\n")[0][:200]
+        self._damages.append(
+            f"The checkpoint of step {step} is damaged: {reason}. It is now {place}."
         )
-        state = TrainState(
-            **{name: tree[_NAMES_IN_FILES.get(name, name)] for name in TrainState._fields}
-        )
-        return state._replace(key=jax.random.wrap_key_data(state.key)), tree
+
+    @property
+    def _damaged(self) -> Path:
+        return self._directory.with_name(f"{self._directory.name}-damaged")
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Let a full disk be an `OSError`: TensorStore, which writes the arrays, has it in a text.
+
+    Raises:
+        OSError: In place of an error of the file system.
+        ValueError: Any other.
+    """
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 # Where a name differs: the first checkpoints were written when there were images alone.
@@ -117,3 +275,17 @@ def _to_tree(state: TrainState, best: Best | None) -> dict[str, Any]:
     state = state._replace(key=jax.random.key_data(state.key))
     tree = {_NAMES_IN_FILES.get(name, name): part for name, part in state._asdict().items()}
     return tree if best is None else tree | {"best": best._asdict()}
+
+
+def _from_tree(tree: Mapping[str, Any]) -> tuple[TrainState, Best | None]:
+    state = TrainState(
+        **{name: tree[_NAMES_IN_FILES.get(name, name)] for name in TrainState._fields}
+    )
+    state = state._replace(key=jax.random.wrap_key_data(state.key))
+    return state, Best(**tree["best"]) if "best" in tree else None
+
+
+def _checksum(tree: PyTree, settings: Mapping[str, Any] | None) -> int:
+    """Compute a checksum of what a checkpoint holds."""
+    text = json.dumps(settings, sort_keys=True).encode()
+    return int(fingerprint(tree)) ^ zlib.crc32(text)

@@ -81,7 +81,7 @@ def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) 
     progress.update(
         task,
         completed=step,
-        loss=f"{row['loss']:.4f}",
+        loss=f"{row['loss']:.4f}" if "loss" in row else _MISSING,  # all its steps were skipped
         trace=_MISSING if trace is None else f"{trace:.3g}",
         step_time=f"{1e3 * row['step_time']:.1f}",
         throughput=_throughput(row),

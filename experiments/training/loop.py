@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 from rich.console import Console
+from rich.markup import escape
 
 from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
@@ -24,6 +25,7 @@ from experiments.regularizers import InitialNetwork, describe_method
 from experiments.tasks.base import SPLITS, Evaluator, Task
 from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Best, Checkpoints
+from experiments.training.divergence import SKIPPED_IN_A_ROW, find_bad_steps, remedies
 from experiments.training.logging import (
     LOG,
     PER_SECOND,
@@ -34,10 +36,13 @@ from experiments.training.logging import (
     show,
 )
 from experiments.training.plateau import after_epoch, is_lower
+from experiments.training.preemption import Terminated, catch_termination
 from experiments.training.run_directory import (
     claim_run_directory,
     read_result,
+    read_settings,
     record_start,
+    run_settings,
     write_result,
 )
 from experiments.training.state import TrainState, init_state, make_optimizer
@@ -49,8 +54,9 @@ Row: TypeAlias = dict[str, float]
 _TRACE_SEED = 0
 _TRACES: dict[str, Curvature] = {"trace": "hessian", "gauss_newton_trace": "gauss_newton"}
 
-# What the methods call the strength of a penalty.
-_STRENGTHS = ("lam", "gamma", "strength", "initial_penalty", "relative")
+CHECKPOINTS, DIVERGED = "checkpoints", "diverged"
+RESTORES = 3
+"""So often a run goes back to one checkpoint, each time with other random numbers."""
 
 
 def train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -65,9 +71,13 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
 
     Raises:
         ConfigMismatchError: If the run directory belongs to another configuration.
-        DivergedError: If a loss or gradient is no finite number.
+        DamagedCheckpointError: If there are checkpoints, and none can be read.
+        DivergedError: If a loss or gradient is no finite number, and the run does not go on from
+            there.
         MissingDataError: If the data are not there.
+        OSError: If log or checkpoints can not be written.
         SettingError: If a setting does not fit the data.
+        Terminated: At SIGTERM, when the state is saved.
     """
     directory = config.resolved_run_dir
     data = load_data(config.data)
@@ -79,22 +89,16 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return result
     record_start(directory)
     experiment = build_experiment(config, data)
-    state = experiment.init(config.seed)
-    best = experiment.no_best(state) if config.reported == "best" else None
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        if checkpoints.latest_step is not None:
-            if best is None:
-                state = checkpoints.restore(state)
-            else:
-                state, best = checkpoints.restore_with_best(state, best)
-            console.print(f"Going on from step {int(state.step)} in {directory}.")
-        else:
-            console.print(f"Training {' '.join(describe_method(config.method))} in {directory}.")
-        with console.status("Compiling the training step"):
-            experiment.warm_up(state)
-        with RunLog(directory, resumed_at=int(state.step)) as log:
-            state, best = _train_and_log(experiment, state, best, checkpoints, log, console)
+    with Checkpoints(
+        directory / CHECKPOINTS,
+        settings=run_settings(config, data),
+        keep=config.keep_checkpoints,
+        keep_period=config.keep_checkpoints_every or None,
+    ) as checkpoints:
+        run = _Run(experiment, directory, checkpoints, console)
+        state, best = run.train()
         result = _summarise(experiment, state, best, read_log(directory / LOG))
+        checkpoints.finish()
         write_result(directory, result)
         checkpoints.keep_newest()
     return result
@@ -120,7 +124,7 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
     initial = functools.partial(_initial_network, task, num_steps)
     method = [part.at_start(initial) for part in config.method]
     tx = make_optimizer(config.optimizer, num_steps, method)
-    train_step = make_train_step(task, tx, method)
+    train_step = make_train_step(task, tx, method, config.on_divergence)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
     evaluator = build_task(config, data).evaluator()
@@ -258,7 +262,9 @@ class Experiment:
         """
         return step % (self.config.checkpoint_every or self.steps_per_epoch) == 0
 
-    def run(self, state: TrainState) -> Iterator[tuple[TrainState, Row]]:
+    def run(
+        self, state: TrainState, ends_at: Callable[[int], bool] = lambda _: False
+    ) -> Iterator[tuple[TrainState, Row]]:
         """Train to the last step, and come up for air wherever something is to be logged.
 
         The steps in between are not waited for. It stops at every ``log_every``-th step, at
@@ -267,20 +273,24 @@ class Experiment:
 
         Args:
             state: Where to go on from.
+            ends_at: Whether to come up at a step besides.
 
         Yields:
-            The state, and the means of the metrics over the steps since the last stop, with
+            The state, and the means of the metrics over the finite steps since the last stop, with
             ``seconds`` for these steps, ``step_time``, seconds per step, and what is done in a
             second, ``images_per_second`` for one. At the end of an epoch figures of the validation
-            data, by names with ``validation/``, are among them.
+            data, by names with ``validation/``, are among them. A run that skips steps has
+            ``skipped_steps``, their number.
 
         Raises:
-            DivergedError: If a metric of one of these steps is no finite number.
+            DivergedError: If a metric of one of these steps is no finite number, and such steps are
+                not to be skipped, or there are too many in a row.
         """
         step = int(state.step)
         data = self.task.train_data
         order = None
         pending = []
+        skipped_in_a_row = 0
         start = time.perf_counter()
         while step < self.num_steps:
             epoch, position = divmod(step, self.steps_per_epoch)
@@ -289,12 +299,11 @@ class Experiment:
             state, metrics = self.train_step(state, data, order)
             step += 1
             pending.append(metrics)
-            if self._is_stop(step):
+            if self._is_stop(step) or ends_at(step):
                 rows = jax.device_get(pending)
                 seconds = time.perf_counter() - start
-                _check_finite(rows, first_step=step - len(rows) + 1, config=self.config)
-                means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-                row = means | {
+                row, skipped_in_a_row = self._judge(rows, step, skipped_in_a_row, state)
+                row |= {
                     "seconds": seconds,
                     "step_time": seconds / len(rows),
                     f"{self.task.unit}{PER_SECOND}": (
@@ -307,6 +316,41 @@ class Experiment:
                 yield state, row
                 pending = []
                 start = time.perf_counter()
+
+    def _judge(
+        self, rows: Sequence[Row], last_step: int, skipped_before: int, state: TrainState
+    ) -> tuple[Row, int]:
+        """Average the metrics of the finite steps, and count those that were skipped at the end.
+
+        Raises:
+            DivergedError: If there is a step that is not to be skipped.
+        """
+        bad = find_bad_steps(rows, first_step=last_step - len(rows) + 1)
+        if bad and self.config.on_divergence != "skip":
+            raise DivergedError(
+                f"The run diverged at {bad[0]}; the steps up to {bad[0].step - 1} were finite. "
+                f"{remedies(self.config)}",
+                state,
+            )
+        bad_steps = {each.step for each in bad}
+        in_a_row = skipped_before
+        finite = []
+        for step, row in enumerate(rows, start=last_step - len(rows) + 1):
+            if step in bad_steps:
+                in_a_row += 1
+            else:
+                in_a_row = 0
+                finite.append(row)
+            if in_a_row == SKIPPED_IN_A_ROW:
+                raise DivergedError(
+                    f"The run diverged: {in_a_row} steps in a row were skipped, the last of them "
+                    f"{bad[-1]}. {remedies(self.config)}",
+                    state,
+                )
+        means = {name: float(np.mean([row[name] for row in finite])) for name in rows[0] if finite}
+        if self.config.on_divergence == "skip":
+            means["skipped_steps"] = float(len(bad))
+        return means, in_a_row
 
     def _end_epoch(self, state: TrainState) -> tuple[TrainState, Row]:
         """Evaluate the network on the validation data, and let the learning rate follow."""
@@ -326,24 +370,76 @@ class Experiment:
         )
 
 
-def _train_and_log(
-    experiment: Experiment,
-    state: TrainState,
-    best: Best | None,
-    checkpoints: Checkpoints,
-    log: RunLog,
-    console: Console,
-) -> tuple[TrainState, Best | None]:
-    """Train to the last step; returns the last state, and the best epoch if one is kept.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """One run in its directory.
 
-    Raises:
-        DivergedError: If a metric, or the validation loss of every epoch of which the best is
-            wanted, is no finite number; it says which checkpoint there is.
+    Attributes:
+        experiment: What is trained.
+        directory: The run directory.
+        checkpoints: The checkpoints in it.
+        console: Where progress is shown.
     """
-    with make_progress(console) as progress:
-        task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
-        try:
-            for newest, row in experiment.run(state):
+
+    experiment: Experiment
+    directory: Path
+    checkpoints: Checkpoints
+    console: Console
+
+    def train(self) -> tuple[TrainState, Best | None]:
+        """Begin, or go on from the newest checkpoint, and train to the last step.
+
+        Returns:
+            The last state, and the best epoch if one is kept.
+
+        Raises:
+            DivergedError: If the run does not stay finite and does not go on from there.
+        """
+        config = self.experiment.config
+        state = self.experiment.init(config.seed)
+        best = self.experiment.no_best(state) if config.reported == "best" else None
+        restored = self.checkpoints.restore(state, best, warn=self._warn)
+        if restored is not None:
+            state, best = restored
+            self.console.print(f"Going on from step {int(state.step)} in {self.directory}.")
+        else:
+            method = " ".join(describe_method(config.method))
+            self.console.print(f"Training {method} in {self.directory}.")
+        with self.console.status("Compiling the training step"):
+            self.experiment.warm_up(state)
+        restored_from, restores = None, 0
+        while True:
+            try:
+                return self._train_on(state, best)
+            except DivergedError as error:
+                restored = None
+                restores = restores + 1 if self.checkpoints.latest_step == restored_from else 1
+                if config.on_divergence == "restore" and restores <= RESTORES:
+                    restored = self.checkpoints.restore(state, best, warn=self._warn)
+                if restored is None:
+                    raise DivergedError(f"{error} {self._keep(error.state, best)}") from error
+                state, best = restored
+                restored_from = int(state.step)
+                self._warn(f"{error} The run goes back to step {restored_from}.")
+                # With the same random numbers it would diverge again.
+                state = state._replace(key=jax.random.fold_in(state.key, restores))
+
+    def _train_on(self, state: TrainState, best: Best | None) -> tuple[TrainState, Best | None]:
+        """Train to the last step.
+
+        Raises:
+            DivergedError: If a metric, or the validation loss of every epoch of which the best is
+                wanted, is no finite number.
+            Terminated: If the run was told to end, and has saved its state.
+        """
+        experiment = self.experiment
+        with (
+            RunLog(self.directory, resumed_at=int(state.step)) as log,
+            catch_termination() as ends_at,
+            make_progress(self.console) as progress,
+        ):
+            task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
+            for newest, row in experiment.run(state, ends_at):
                 state = newest
                 step = int(state.step)
                 row["epoch"] = step / experiment.steps_per_epoch
@@ -355,16 +451,33 @@ def _train_and_log(
                     best = Best(epoch, lowest, params, state.network_state)
                 log.write(step, row)
                 show(progress, task, step, row)
-                if experiment.is_checkpoint(step) or step == experiment.num_steps:
-                    checkpoints.save(state, best)
+                is_last = step == experiment.num_steps
+                ends = not is_last and ends_at(step)
+                if experiment.is_checkpoint(step) or is_last or ends:
+                    self.checkpoints.save(state, best)
+                if ends:
+                    self.checkpoints.finish()
+                    raise Terminated(f"Told to end at step {step}, and saved there.")
             _check_best(best, experiment.config)
-        except DivergedError as error:
-            saved = checkpoints.latest_step
-            kept = (
-                "There is no checkpoint." if saved is None else f"Newest checkpoint: step {saved}."
-            )
-            raise DivergedError(f"{error} {kept}") from error
-    return state, best
+        return state, best
+
+    def _keep(self, state: TrainState | None, best: Best | None) -> str:
+        """Save the state before a divergence, and say what there is to look at."""
+        newest = self.checkpoints.latest_step
+        sentences = [
+            "There is no checkpoint." if newest is None else f"Newest checkpoint: step {newest}."
+        ]
+        if state is not None:
+            place = self.directory / DIVERGED
+            settings = read_settings(self.directory)
+            with Checkpoints(place, settings=settings, keep=None) as checkpoints:
+                if checkpoints.latest_step != int(state.step):
+                    checkpoints.save(state, best)
+            sentences.append(f"The state before it went wrong is in {place}.")
+        return " ".join(sentences)
+
+    def _warn(self, message: str) -> None:
+        self.console.print(f"[yellow]{escape(message)}[/]", highlight=False, soft_wrap=True)
 
 
 def _summarise(
@@ -380,6 +493,8 @@ def _summarise(
         "training_seconds": sum(row["seconds"] for row in rows),
         "median_step_time": float(np.median([row["step_time"] for row in rows])),
     }
+    if config.on_divergence == "skip":
+        result["skipped_steps"] = int(sum(row["skipped_steps"] for row in rows))
     params, network_state = experiment.evaluation_params(state), state.network_state
     if best is not None:
         params, network_state = best.params, best.network_state
@@ -405,24 +520,6 @@ def _summarise(
     return result
 
 
-def _check_finite(
-    rows: Sequence[dict[str, np.ndarray]], first_step: int, config: TrainConfig
-) -> None:
-    """Look for the first step that went wrong.
-
-    Raises:
-        DivergedError: If there is one.
-    """
-    for step, row in enumerate(rows, start=first_step):
-        wrong = {name: float(value) for name, value in row.items() if not math.isfinite(value)}
-        if wrong:
-            values = ", ".join(f"{name} = {value}" for name, value in wrong.items())
-            raise DivergedError(
-                f"The run diverged at step {step} ({values}); the steps up to {step - 1} were "
-                f"finite. Try {' or '.join(_remedies(config))}."
-            )
-
-
 def _check_best(best: Best | None, config: TrainConfig) -> None:
     """Check that a run that keeps its best epoch has one.
 
@@ -431,18 +528,6 @@ def _check_best(best: Best | None, config: TrainConfig) -> None:
     """
     if best is not None and not int(best.epoch):
         raise DivergedError(
-            "No epoch ended with a finite validation loss, so there is no best one. Try "
-            f"{' or '.join(_remedies(config))}."
+            "No epoch ended with a finite validation loss, so there is no best one. "
+            f"{remedies(config)}"
         )
-
-
-def _remedies(config: TrainConfig) -> list[str]:
-    """Name the settings of this run that may keep it from diverging, and which way to turn them."""
-    fields = {field.name for part in config.method for field in dataclasses.fields(part)}
-    return [
-        "a smaller learning_rate",
-        *(f"a smaller {name}" for name in _STRENGTHS if name in fields),
-        *(["more warmup_steps"] if "warmup_steps" in fields else []),
-        # 0 is no bound.
-        "a smaller clip_norm" if config.optimizer.clip_norm else "a clip_norm above 0",
-    ]

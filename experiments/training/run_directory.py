@@ -16,6 +16,19 @@ from experiments.errors import ConfigMismatchError
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
 
+def run_settings(config: TrainConfig, dataset: Dataset | Corpus) -> dict[str, Any]:
+    """Write down what a run is told apart by.
+
+    Args:
+        config: The configuration of the run.
+        dataset: The data.
+
+    Returns:
+        JSON values: what `to_json` makes of the configuration, and a checksum of the data.
+    """
+    return to_json(config) | {"data.checksum": _checksum(dataset)}
+
+
 def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset | Corpus) -> None:
     """Make a run directory, or check that an existing one belongs to the same run.
 
@@ -27,7 +40,7 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset |
     Raises:
         ConfigMismatchError: If the directory belongs to another configuration or to no run.
     """
-    settings = to_json(config) | {"data.checksum": _checksum(dataset)}
+    settings = run_settings(config, dataset)
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:

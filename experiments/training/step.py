@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
+from experiments.config import OnDivergence
 from experiments.regularizers import Regularizer, StepInputs
 from experiments.tasks.base import (
     DATA_STREAM,
@@ -26,19 +27,26 @@ def make_train_step(
     task: Task,
     tx: optax.GradientTransformationExtraArgs,
     method: Sequence[Regularizer],
+    on_divergence: OnDivergence = "stop",
 ) -> TrainStep:
     """Build the jitted step.
+
+    A step whose loss, gradient, estimate or update is no finite number changes no weights, no state
+    of the optimizer and nothing that the network carries on. That is decided on the device: nobody
+    has to look at each step.
 
     Args:
         task: Data, network and loss.
         tx: The optimizer.
         method: The regularizers; their hooks are applied in this order.
+        on_divergence: With "skip" such a step counts, and the next one goes on to the next batch;
+            else it does not, and all steps after it return the same.
 
     Returns:
         A function ``(state, train_data, order) -> (state, metrics)``, with the task's `train_data`
         and `epoch_order`; the step takes the batch that belongs to its number. The metrics are the
-        loss's, those that methods add, ``objective`` (what was differentiated) and
-        ``gradient_norm``.
+        loss's, those that methods add, ``objective`` (what was differentiated), ``gradient_norm``
+        and ``update_norm``.
     """
 
     def train_step(state: TrainState, data: PyTree, order: PyTree) -> tuple[TrainState, Metrics]:
@@ -79,6 +87,7 @@ def make_train_step(
         metrics = outputs.metrics | {
             "objective": objective,
             "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
         }
         next_state = TrainState(
             params=optax.apply_updates(state.params, updates),
@@ -87,6 +96,20 @@ def make_train_step(
             step=state.step + jnp.ones((), jnp.int32),
             key=state.key,
         )
-        return next_state, metrics
+        kept = state
+        if on_divergence == "skip":
+            kept = state._replace(step=next_state.step)
+        finite = jnp.all(jnp.stack([jnp.isfinite(metric) for metric in metrics.values()]))
+        return _choose(finite, next_state, kept), metrics
 
     return jax.jit(train_step)
+
+
+def _choose(condition: Bool[Array, ""], state: TrainState, otherwise: TrainState) -> TrainState:
+    """Choose between two states of one run, whose key is the same."""
+
+    def choose(one: Array, other: Array) -> Array:
+        return jnp.where(condition, one, other)
+
+    without_keys = (each._replace(key=None) for each in (state, otherwise))
+    return jax.tree.map(choose, *without_keys)._replace(key=state.key)

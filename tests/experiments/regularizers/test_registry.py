@@ -168,7 +168,7 @@ def test_a_method_changes_training_and_goes_on_from_a_checkpoint(
 
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(first)
-        restored = checkpoints.restore(steps.start)
+        restored, _ = checkpoints.restore(steps.start, warn=pytest.fail)
     again, _ = steps.step(restored)
     chex.assert_trees_all_equal(again._replace(key=0), second._replace(key=0))
 

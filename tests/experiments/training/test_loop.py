@@ -6,17 +6,16 @@ import json
 
 import chex
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
-from experiments.regularizers import Cutout, GaussNewton, SehtD, SehtH
+from experiments.regularizers import Cutout, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
-from experiments.training.loop import _check_finite, build_experiment, train
+from experiments.training.loop import build_experiment, train
 from experiments.training.run_directory import read_starts
 
 TIMES = {"seconds", "step_time", "images_per_second"}
@@ -26,7 +25,7 @@ def last_state(config, dataset):
     state = build_experiment(config, dataset).init(0)
     with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 20
-        state = checkpoints.restore(state)
+        state, _ = checkpoints.restore(state, warn=pytest.fail)
     return state._replace(key=jax.random.key_data(state.key))
 
 
@@ -146,7 +145,7 @@ def test_a_directory_of_something_else_is_refused(plain, console):
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_run_that_diverges_stops_and_says_where(plain, console):
-    wild = OptimizerConfig(learning_rate=1e30, clip_norm=0.0)
+    wild = OptimizerConfig(learning_rate=1e15, clip_norm=0.0)
     config = dataclasses.replace(plain, optimizer=wild, checkpoint_every=1)
     with pytest.raises(DivergedError) as caught:
         train(config, console)
@@ -155,32 +154,8 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
     assert "the steps up to 1 were finite" in message
     assert "finite. Try a smaller learning_rate or a clip_norm above 0. Newest" in message
     assert "Newest checkpoint: step 1." in message
+    assert message.endswith(f"The state before it went wrong is in {config.run_dir / 'diverged'}.")
     assert not (config.run_dir / "result.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("method", "clip_norm", "remedies"),
-    [
-        ((), 1.0, "a smaller learning_rate or a smaller clip_norm"),
-        (
-            (SehtD(),),
-            1.0,
-            "a smaller learning_rate or a smaller lam or more warmup_steps or a smaller clip_norm",
-        ),
-        (
-            (GaussNewton(), Cutout()),
-            0.0,
-            "a smaller learning_rate or a smaller strength or a clip_norm above 0",
-        ),
-    ],
-)
-def test_what_is_advised_against_divergence_applies_to_the_run(plain, method, clip_norm, remedies):
-    config = dataclasses.replace(
-        plain, method=method, optimizer=OptimizerConfig(clip_norm=clip_norm)
-    )
-    with pytest.raises(DivergedError) as caught:
-        _check_finite([{"loss": np.array(np.nan)}], first_step=3, config=config)
-    assert str(caught.value).endswith(f"the steps up to 2 were finite. Try {remedies}.")
 
 
 def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
