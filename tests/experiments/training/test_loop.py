@@ -3,21 +3,28 @@
 import dataclasses
 import io
 import json
+import os
+import signal
+from typing import ClassVar
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
-from experiments.regularizers import Cutout, SehtD, SehtH
+from experiments.regularizers import Cutout, Regularizer, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
-from experiments.training.loop import build_experiment, train
+from experiments.training.loop import RESTORES, Experiment, build_experiment, train
+from experiments.training.preemption import Terminated
 from experiments.training.run_directory import read_starts
 
+RESTORED_SEED = 0
 TIMES = {"seconds", "step_time", "images_per_second"}
 
 
@@ -156,6 +163,187 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
     assert "Newest checkpoint: step 1." in message
     assert message.endswith(f"The state before it went wrong is in {config.run_dir / 'diverged'}.")
     assert not (config.run_dir / "result.json").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison(Regularizer):
+    """Makes the loss of some steps no number; of the run's first random numbers alone, or always.
+
+    Attributes:
+        steps: Numbers of the steps, from 1.
+        threshold: Whether a step is poisoned depends on its key: 1 is always.
+    """
+
+    name: ClassVar[str] = "poison"
+
+    steps: tuple[int, ...] = ()
+    threshold: float = 1.0
+
+    def objective(self, loss_fn, inputs):
+        number = inputs.step + jnp.ones((), jnp.int32)
+        hit = jnp.any(number == jnp.asarray(self.steps, jnp.int32))
+        hit &= jax.random.uniform(inputs.key) < self.threshold
+        poison = jnp.where(hit, jnp.nan, 0.0).astype(jnp.float32)
+
+        def poisoned(params):
+            loss, outputs = loss_fn(params)
+            return loss + poison, outputs
+
+        return poisoned
+
+
+def run_until_the_end(config, dataset):
+    experiment = build_experiment(config, dataset)
+    states = [experiment.init(0)]
+    rows = []
+    for state, row in experiment.run(states[0]):
+        states.append(state)
+        rows.append(row)
+    return states, rows
+
+
+@pytest.fixture
+def every_step(plain):
+    """A run that comes up for air at every step."""
+    return dataclasses.replace(plain, log_every=1, checkpoint_every=0, epochs=1)
+
+
+def test_the_state_before_a_divergence_is_kept(every_step, tiny_digits, console):
+    config = dataclasses.replace(every_step, batch_size=4, log_every=4, method=(Poison((6,)),))
+    experiment = build_experiment(config, tiny_digits)
+    with pytest.raises(DivergedError, match=r"diverged at step 6 \(.*objective = nan") as caught:
+        list(experiment.run(experiment.init(0)))
+    without = dataclasses.replace(config, method=(Poison(),), log_every=5)
+    (_, expected, _), _ = run_until_the_end(without, tiny_digits)
+    found = caught.value.state
+    assert int(found.step) == 5
+    chex.assert_trees_all_equal(found._replace(key=None), expected._replace(key=None))
+
+
+def test_a_step_that_is_skipped_changes_nothing_but_its_number(every_step, tiny_digits):
+    config = dataclasses.replace(
+        every_step, batch_size=4, on_divergence="skip", method=(Poison((3, 4)),)
+    )
+    states, rows = run_until_the_end(config, tiny_digits)
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert [int(state.step) for state in states] == list(range(11))
+    before, after = (state._replace(key=None, step=None) for state in (states[2], states[4]))
+    chex.assert_trees_all_equal(before, after)
+    assert "loss" not in rows[2]
+    assert np.isfinite([row["loss"] for row in rows[4:]]).all()
+    assert (states[5].params["head"]["bias"] != states[4].params["head"]["bias"]).all()
+
+
+def test_means_are_those_of_the_finite_steps(every_step, tiny_digits):
+    config = dataclasses.replace(
+        every_step, batch_size=4, log_every=5, on_divergence="skip", method=(Poison((3,)),)
+    )
+    _, rows = run_until_the_end(config, tiny_digits)
+    _, single = run_until_the_end(dataclasses.replace(config, log_every=1), tiny_digits)
+    assert rows[0]["skipped_steps"] == 1
+    finite = [row["loss"] for row in single[:5] if "loss" in row]
+    assert len(finite) == 4
+    assert rows[0]["loss"] == pytest.approx(np.mean(finite))
+
+
+def test_a_run_that_skips_all_its_steps_ends(every_step, tiny_digits):
+    always = Poison(tuple(range(4, 41)))
+    config = dataclasses.replace(
+        every_step, batch_size=1, log_every=8, on_divergence="skip", method=(always,)
+    )
+    with pytest.raises(DivergedError, match="20 steps in a row were skipped, the last of them"):
+        run_until_the_end(config, tiny_digits)
+
+
+def test_skipped_steps_are_counted_in_the_result(plain, console):
+    config = dataclasses.replace(plain, on_divergence="skip", method=(Poison((3, 13)),))
+    assert train(config, console)["skipped_steps"] == 2
+
+
+def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console):
+    # Step 6 is poisoned with the key that it has at first, and not with the next.
+    config = dataclasses.replace(
+        plain, on_divergence="restore", method=(Poison((6,), threshold=0.5),), seed=RESTORED_SEED
+    )
+    result = train(config, console)
+    text = console.file.getvalue()
+    assert "The run diverged at step 6" in text
+    assert "The run goes back to step 4." in text
+    assert result["steps"] == 20
+    assert [row["step"] for row in read_log(config.run_dir / "metrics.jsonl")] == [
+        3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20,
+    ]  # fmt: skip
+
+
+def test_a_run_that_diverges_whatever_the_random_numbers_ends(plain, console):
+    config = dataclasses.replace(plain, on_divergence="restore", method=(Poison((6,)),))
+    with pytest.raises(DivergedError, match=r"at step 6 .* Newest checkpoint: step 4\."):
+        train(config, console)
+    assert console.file.getvalue().count("goes back to step 4") == RESTORES
+
+
+def test_without_a_checkpoint_nothing_is_restored(plain, console):
+    config = dataclasses.replace(plain, on_divergence="restore", method=(Poison((2,)),))
+    with pytest.raises(DivergedError, match=r"at step 2 .* There is no checkpoint\."):
+        train(config, console)
+
+
+def test_a_diverged_state_can_be_looked_at(plain, digits, console):
+    config = dataclasses.replace(plain, method=(Poison((6,)),))
+    with pytest.raises(DivergedError, match=r"The state before it went wrong is in .*diverged\."):
+        train(config, console)
+    like = build_experiment(config, digits).init(0)
+    with Checkpoints(config.run_dir / "diverged") as checkpoints:
+        state, _ = checkpoints.restore(like, warn=pytest.fail)
+    assert int(state.step) == 5
+
+
+def test_a_run_that_is_told_to_end_saves_and_goes_on_there(
+    whole, tmp_path, digits, console, monkeypatch
+):
+    whole_config, _ = whole
+    config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
+    is_stop = Experiment._is_stop
+
+    def told_to_end(self, step):
+        if step == 11:  # where nothing is due
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_stop(self, step)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "_is_stop", told_to_end)
+        with pytest.raises(Terminated, match="at step 11"):
+            train(config, console)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == 11
+    train(config, console)
+    assert "Going on from step 11" in console.file.getvalue()
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
+    assert [row["step"] for row in log_of(config)] == sorted(
+        [row["step"] for row in log_of(whole_config)] + [11]
+    )
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    whole, tmp_path, digits, console, monkeypatch
+):
+    whole_config, _ = whole
+    config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
+    interrupt_at(monkeypatch, 9)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, console)
+    monkeypatch.undo()
+    for path in (config.run_dir / "checkpoints" / "8").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    train(config, console)
+    text = console.file.getvalue().replace("\n", " ")
+    assert "The checkpoint of step 8 is damaged" in text
+    assert "Going on from step 4" in text
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
+    assert log_of(config) == log_of(whole_config)
 
 
 def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
