@@ -15,6 +15,7 @@ from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.sweep.command import SweepConfig, run_sweep
+from experiments.training.devices import is_first_process, join_processes
 from experiments.training.loop import train as train_network
 from experiments.training.preemption import EXIT_STATUS, Terminated
 from experiments.training.summary import summary_table
@@ -91,7 +92,8 @@ def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
 
     The same command goes on with a run that was interrupted.
     """
-    console = Console()
+    join_processes(preset.devices)
+    console = Console(quiet=not is_first_process())
     with explain_os_errors("train", preset.resolved_run_dir, "--run-dir", "its checkpoints"):
         console.print(summary_table(train_network(preset, console)))
 

@@ -28,9 +28,11 @@ Method: TypeAlias = Annotated[
     ),
 ]
 
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 OnDivergence: TypeAlias = Literal["stop", "skip", "restore"]
 
 NUM_HEADS = 4
+MESH_AXES = ("data", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,11 @@ class ModelConfig:
     which it is wider than 16, 32 and 64 channels, 10 for WRN-28-10."""
     depth: int | None = None
     """Layers of a wide-resnet, 6n + 4; the other networks have a fixed depth."""
+    dtype: Dtype = "float32"
+    """What the layers compute in; weights, loss and estimate stay float32."""
+    remat: bool = False
+    """Whether the activations inside a block are computed again when its gradient is, which takes
+    less memory and more time."""
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -155,6 +162,11 @@ class LanguageModelConfig:
     n units, the decoder's bias 0, as PyTorch's example has it. flax: each layer's own."""
     num_heads: int | None = None
     """Attention heads of a transformer, which divide the width; by default 4."""
+    dtype: Dtype = "float32"
+    """What the layers compute in; weights, loss and estimate stay float32."""
+    remat: bool = False
+    """Whether the activations inside a transformer's block are computed again when its
+    gradient is, which takes less memory and more time."""
 
     def __post_init__(self) -> None:
         """Check the sizes.
@@ -168,6 +180,8 @@ class LanguageModelConfig:
         recurrent = self.network != "transformer"
         if recurrent and self.num_heads is not None:
             raise ValueError(f"num_heads belongs to a transformer: leave it out for {self.network}")
+        if recurrent and self.remat:
+            raise ValueError(f"remat belongs to a transformer: leave it out for {self.network}")
         if not recurrent and (self.tied_embeddings or self.initialisation is not None):
             raise ValueError(
                 "tied_embeddings and initialisation belong to lstm and gru: leave them out for a "
@@ -204,6 +218,8 @@ class OptimizerConfig:
     """L2 decay, added to the gradient of every parameter."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient, the penalty's part included; 0 is no bound."""
+    accumulate: int = 1
+    """Steps over whose batches the gradient is averaged before the weights change once."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -213,11 +229,83 @@ class OptimizerConfig:
         """
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be finite and above 0, not {self.learning_rate}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
         for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicesConfig:
+    """Over which devices the run is spread; results depend on it in their last digits alone."""
+
+    mesh: str | None = None
+    """data=8, or data=4,model=2: the batch is spread over the devices of the first axis, weights
+    over those of the second; by default one device, or all devices with several processes."""
+    distributed: bool = False
+    """Whether this is one of several processes of the run, each started with this command. On
+    Slurm, Kubernetes and TPU pods that is all; elsewhere the next three are needed."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            ValueError: If they do not go together.
+        """
+        mesh_sizes(self.mesh)
+        place = {
+            "coordinator": self.coordinator,
+            "num_processes": self.num_processes,
+            "process_id": self.process_id,
+        }
+        missing = [name for name, value in place.items() if value is None]
+        if len(missing) not in {0, len(place)}:
+            raise ValueError(
+                f"{', '.join(place)} go together, and {' and '.join(missing)} is missing"
+            )
+        if not missing and not self.distributed:
+            raise ValueError(f"{', '.join(place)} need distributed")
+        if self.num_processes is not None and self.process_id is not None:
+            if self.num_processes < 1:
+                raise ValueError(f"num_processes must be at least 1, not {self.num_processes}")
+            if not 0 <= self.process_id < self.num_processes:
+                raise ValueError(
+                    f"process_id must be from 0 to {self.num_processes - 1}, not {self.process_id}"
+                )
+
+
+def mesh_sizes(mesh: str | None) -> dict[str, int]:
+    """Read the sizes of a mesh's axes.
+
+    Args:
+        mesh: ``data=4,model=2`` for one.
+
+    Returns:
+        Sizes by the names of the axes; none for `None`.
+
+    Raises:
+        ValueError: If it is not understood.
+    """
+    sizes: dict[str, int] = {}
+    for part in mesh.split(",") if mesh is not None else ():
+        name, _, size = part.partition("=")
+        if name not in MESH_AXES or name in sizes or not (size.isdecimal() and int(size) > 0):
+            raise ValueError(
+                f"mesh must be data=N or data=N,model=M with whole numbers of devices, not {mesh!r}"
+            )
+        sizes[name] = int(size)
+    if sizes and "data" not in sizes:
+        raise ValueError(f"mesh must have an axis data, 1 perhaps: data=1,{mesh}")
+    return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +349,7 @@ class TrainConfig:
     """How many of the newest checkpoints are kept; one, when the run is finished."""
     keep_checkpoints_every: int = 0
     """Checkpoints of steps that are a multiple of it are kept for good; 0 is none."""
+    devices: DevicesConfig = DevicesConfig()
     run_dir: Path | None = None
     """Where log, checkpoints and result go, and where an interrupted run is taken up again; by
     default runs/PRESET/METHOD-seedSEED, METHOD with those of its settings that are not the default
@@ -304,16 +393,23 @@ class TrainConfig:
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+        parts = mesh_sizes(self.devices.mesh).get("data", 1)
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size must be a multiple of the {parts} devices over which the mesh spreads "
+                f"it, not {self.batch_size}"
+            )
 
 
 _NO_INFLUENCE = ("run_dir", "data.data_dir", "keep_checkpoints", "keep_checkpoints_every")
+_NO_INFLUENCE_IN = "devices."
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """Write down all settings that a result depends on.
 
-    The places (``run_dir``, ``data_dir``) are left out: a run may be moved. So is which checkpoints
-    are kept.
+    The places (``run_dir``, ``data_dir``) are left out: a run may be moved. So are the devices, on
+    others of which a run may be gone on with, and which checkpoints are kept.
 
     Args:
         config: The configuration.
@@ -331,8 +427,11 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
             flat |= {f"{field.name}.{name}": setting for name, setting in settings.items()}
         else:
             flat[field.name] = value
-    for name in _NO_INFLUENCE:
-        del flat[name]
+    flat = {
+        name: value
+        for name, value in flat.items()
+        if name not in _NO_INFLUENCE and not name.startswith(_NO_INFLUENCE_IN)
+    }
     return json.loads(json.dumps(flat))
 
 

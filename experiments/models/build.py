@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from experiments.config import LanguageModelConfig, ModelConfig
 from experiments.errors import SettingError
@@ -30,7 +31,11 @@ def build_model(
     Returns:
         The module.
     """
-    arguments: dict[str, Any] = {"num_classes": num_classes}
+    arguments: dict[str, Any] = {
+        "num_classes": num_classes,
+        "dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    }
     if config.network == "wide-resnet":
         arguments |= {"depth": config.depth, "widen_factor": config.width}
     else:
@@ -61,7 +66,10 @@ def build_language_model(
         SettingError: If a method wants something that the network does not have.
     """
     network: type[nn.Module]
-    arguments: dict[str, Any] = {"vocabulary_size": vocabulary_size}
+    arguments: dict[str, Any] = {
+        "vocabulary_size": vocabulary_size,
+        "dtype": jnp.dtype(config.dtype),
+    }
     if config.network == "transformer":
         network = Transformer
         arguments |= {
@@ -69,6 +77,7 @@ def build_language_model(
             "num_blocks": config.num_layers,
             "num_heads": config.heads,
             "model_size": config.width,
+            "remat": config.remat,
         }
     else:
         network = LanguageModel

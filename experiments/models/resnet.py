@@ -38,6 +38,8 @@ def resnet18(
     dropout_rate: float = 0.0,
     drop_block_size: int = 0,
     dtype: DTypeLike = jnp.float32,
+    *,
+    remat: bool = False,
 ) -> "ResNet":
     """Build the CIFAR ResNet-18 (11,173,962 parameters at width 64 with 10 classes).
 
@@ -47,13 +49,14 @@ def resnet18(
         dropout_rate: Dropout between the two convolutions of a block, in training.
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
+        remat: Whether a block's activations are computed again when its gradient is.
 
     Returns:
         A module from images ``(batch, height, width, channels)`` to logits
         ``(batch, num_classes)``.
     """
     stage_sizes = (BLOCKS_PER_STAGE_RESNET18,) * NUM_STAGES_RESNET18
-    return ResNet(stage_sizes, num_classes, width, dropout_rate, drop_block_size, dtype)
+    return ResNet(stage_sizes, num_classes, width, dropout_rate, drop_block_size, dtype, remat)
 
 
 def digits_resnet(
@@ -62,6 +65,8 @@ def digits_resnet(
     dropout_rate: float = 0.0,
     drop_block_size: int = 0,
     dtype: DTypeLike = jnp.float32,
+    *,
+    remat: bool = False,
 ) -> "ResNet":
     """Build a residual network for 8x8 images: the same blocks, two stages of one block each.
 
@@ -71,11 +76,12 @@ def digits_resnet(
         dropout_rate: Dropout between the two convolutions of a block, in training.
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
+        remat: Whether a block's activations are computed again when its gradient is.
 
     Returns:
         A module from images ``(batch, 8, 8, channels)`` to logits ``(batch, num_classes)``.
     """
-    return ResNet((1, 1), num_classes, width, dropout_rate, drop_block_size, dtype)
+    return ResNet((1, 1), num_classes, width, dropout_rate, drop_block_size, dtype, remat)
 
 
 def torch_default_kernel_init() -> nn.initializers.Initializer:
@@ -164,6 +170,7 @@ class ResNet(nn.Module):
         dropout_rate: Dropout between the two convolutions of a block, in training.
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in.
+        remat: Whether a block's activations are computed again when its gradient is.
     """
 
     stage_sizes: Sequence[int]
@@ -172,6 +179,7 @@ class ResNet(nn.Module):
     dropout_rate: float = 0.0
     drop_block_size: int = 0
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -187,7 +195,7 @@ class ResNet(nn.Module):
             drop_block_rate: Share that DropBlock drops, from the random stream ``dropout``.
 
         Returns:
-            Logits ``(batch, num_classes)``, float32 whatever ``dtype`` is.
+            Logits ``(batch, num_classes)``, at least float32 whatever ``dtype`` is.
         """
         conv = partial(
             nn.Conv, use_bias=False, kernel_init=torch_default_kernel_init(), dtype=self.dtype
@@ -196,10 +204,11 @@ class ResNet(nn.Module):
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         hidden = conv(self.width, (3, 3), padding=1, name="stem_conv")(images)
         hidden = nn.relu(norm(name="stem_norm")(hidden))
+        make_block = nn.remat(BasicBlock) if self.remat else BasicBlock
         for stage, num_blocks in enumerate(self.stage_sizes):
             share = stage_share(stage, len(self.stage_sizes))
             for block in range(num_blocks):
-                hidden = BasicBlock(
+                hidden = make_block(
                     channels=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     conv=conv,
@@ -216,4 +225,4 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="head",
         )(features)
-        return logits.astype(jnp.float32)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

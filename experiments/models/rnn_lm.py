@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Carry: TypeAlias = Any  # what a cell hands from one time step to the next
 
@@ -42,6 +43,8 @@ class LanguageModel(nn.Module):
         tied_embeddings: Whether the embedding is the matrix of the softmax too, which then has no
             bias; the sizes of embedding and state must be equal.
         initialisation: How the weights are drawn.
+        dtype: What the products are computed in; parameters and states stay what they are, and
+            `None` is their dtype.
     """
 
     vocabulary_size: int
@@ -52,6 +55,7 @@ class LanguageModel(nn.Module):
     dropout_rate: float = 0.0
     tied_embeddings: bool = False
     initialisation: Initialisation = "flax"
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(
@@ -66,7 +70,8 @@ class LanguageModel(nn.Module):
             train: Whether dropout, which needs the random stream ``dropout``, is on.
 
         Returns:
-            The logits ``(batch, time, vocabulary_size)``, float32, and the layers' last states.
+            The logits ``(batch, time, vocabulary_size)``, at least float32, and the layers' last
+            states.
 
         Raises:
             ValueError: If the cell is not known, the sizes do not allow tied embeddings, or the
@@ -85,7 +90,11 @@ class LanguageModel(nn.Module):
                 f"not {len(carries)}"
             )
         embedding = nn.Embed(
-            self.vocabulary_size, self.embedding_size, name="embedding", **self._embedding_init()
+            self.vocabulary_size,
+            self.embedding_size,
+            dtype=self.dtype,
+            name="embedding",
+            **self._embedding_init(),
         )
         hidden = embedding(tokens)
         last_carries = []
@@ -93,7 +102,10 @@ class LanguageModel(nn.Module):
             hidden = self._dropout(hidden, train=train)
             # The cell is passed where the network is built, so its params are named after it.
             cell = CELLS[self.cell](
-                self.hidden_size, name=f"{self.cell}{i + 1}", **self._cell_init()
+                self.hidden_size,
+                dtype=self.dtype,
+                name=f"{self.cell}{i + 1}",
+                **self._cell_init(),
             )
             carry, hidden = nn.RNN(cell, return_carry=True)(
                 hidden, initial_carry=None if carries is None else carries[i]
@@ -103,8 +115,10 @@ class LanguageModel(nn.Module):
         if self.tied_embeddings:
             logits = embedding.attend(hidden)
         else:
-            logits = nn.Dense(self.vocabulary_size, name="head", **self._head_init())(hidden)
-        return logits.astype(jnp.float32), tuple(last_carries)
+            logits = nn.Dense(
+                self.vocabulary_size, dtype=self.dtype, name="head", **self._head_init()
+            )(hidden)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), tuple(last_carries)
 
     def _embedding_init(self) -> dict[str, Any]:
         return {} if self.initialisation == "flax" else {"embedding_init": _uniform(UNIFORM_BOUND)}

@@ -12,6 +12,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 _kernel_init = nn.initializers.normal(0.02)
 _dense = partial(nn.Dense, kernel_init=_kernel_init)
@@ -28,6 +29,8 @@ class Transformer(nn.Module):
         num_heads: Number of attention heads, which must divide `model_size`.
         model_size: Size of the residual stream.
         mlp_factor: Size of the MLPs' hidden layer, in multiples of `model_size`.
+        dtype: What the layers compute in; parameters stay what they are, and `None` is their dtype.
+        remat: Whether a block's activations are computed again when its gradient is.
     """
 
     vocabulary_size: int
@@ -36,6 +39,8 @@ class Transformer(nn.Module):
     num_heads: int
     model_size: int
     mlp_factor: int = 4
+    dtype: DTypeLike | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
@@ -46,8 +51,8 @@ class Transformer(nn.Module):
             train: Has no effect: nothing here differs between training and evaluation.
 
         Returns:
-            Logits ``(batch, time, vocabulary_size)``, float32; those at a position depend on the
-            tokens up to it.
+            Logits ``(batch, time, vocabulary_size)``, at least float32; those at a position depend
+            on the tokens up to it.
 
         Raises:
             ValueError: If the sequences are longer than `max_length`, or the heads do not divide
@@ -61,16 +66,19 @@ class Transformer(nn.Module):
             raise ValueError(
                 f"num_heads must divide model_size={self.model_size}, not {self.num_heads}"
             )
-        embed = partial(nn.Embed, features=self.model_size, embedding_init=_kernel_init)
+        embed = partial(
+            nn.Embed, features=self.model_size, dtype=self.dtype, embedding_init=_kernel_init
+        )
         hidden = embed(self.vocabulary_size, name="embedding")(tokens)
         hidden = hidden + embed(self.max_length, name="positions")(jnp.arange(length))
+        make_block = nn.remat(DecoderBlock) if self.remat else DecoderBlock
+        mlp_size = self.mlp_factor * self.model_size
         for i in range(self.num_blocks):
-            hidden = DecoderBlock(
-                self.num_heads, self.mlp_factor * self.model_size, name=f"block{i + 1}"
-            )(hidden)
-        hidden = _layer_norm(name="head_norm")(hidden)
-        logits = _dense(self.vocabulary_size, use_bias=False, name="head")(hidden)
-        return logits.astype(jnp.float32)
+            block = make_block(self.num_heads, mlp_size, self.dtype, name=f"block{i + 1}")
+            hidden = block(hidden)
+        hidden = _layer_norm(dtype=self.dtype, name="head_norm")(hidden)
+        head = _dense(self.vocabulary_size, use_bias=False, dtype=self.dtype, name="head")
+        return _at_least_float32(head(hidden))
 
 
 class DecoderBlock(nn.Module):
@@ -79,19 +87,22 @@ class DecoderBlock(nn.Module):
     Attributes:
         num_heads: Number of attention heads.
         mlp_size: Size of the MLP's hidden layer.
+        dtype: What is computed in.
     """
 
     num_heads: int
     mlp_size: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Apply the block: ``(batch, time, size)`` to the same shape."""
         size = inputs.shape[-1]
-        attention = CausalSelfAttention(self.num_heads, name="attention")
-        hidden = inputs + attention(_layer_norm(name="norm1")(inputs))
-        expanded = _dense(self.mlp_size, name="mlp_in")(_layer_norm(name="norm2")(hidden))
-        return hidden + _dense(size, name="mlp_out")(nn.gelu(expanded))
+        dense, layer_norm = (partial(make, dtype=self.dtype) for make in (_dense, _layer_norm))
+        attention = CausalSelfAttention(self.num_heads, self.dtype, name="attention")
+        hidden = inputs + attention(layer_norm(name="norm1")(inputs))
+        expanded = dense(self.mlp_size, name="mlp_in")(layer_norm(name="norm2")(hidden))
+        return hidden + dense(size, name="mlp_out")(nn.gelu(expanded))
 
 
 class CausalSelfAttention(nn.Module):
@@ -99,19 +110,27 @@ class CausalSelfAttention(nn.Module):
 
     Attributes:
         num_heads: Number of heads.
+        dtype: What is computed in, but for the softmax.
     """
 
     num_heads: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Attend: ``(batch, time, size)`` to the same shape."""
         batch, length, size = inputs.shape
-        projected = _dense(3 * size, name="query_key_value")(inputs)
+        dense = partial(_dense, dtype=self.dtype)
+        projected = dense(3 * size, name="query_key_value")(inputs)
         projected = projected.reshape(batch, length, 3, self.num_heads, size // self.num_heads)
         query, key, value = projected[:, :, 0], projected[:, :, 1], projected[:, :, 2]
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * (size // self.num_heads) ** -0.5
         causal = jnp.tril(jnp.ones((length, length), bool))
+        scores = _at_least_float32(scores)
         weights = nn.softmax(jnp.where(causal, scores, jnp.finfo(scores.dtype).min))
-        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return _dense(size, name="output")(attended.reshape(inputs.shape))
+        attended = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        return dense(size, name="output")(attended.reshape(inputs.shape))
+
+
+def _at_least_float32(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -40,6 +40,8 @@ def wide_resnet(
     dropout_rate: float = 0.0,
     drop_block_size: int = 0,
     dtype: DTypeLike = jnp.float32,
+    *,
+    remat: bool = False,
 ) -> "WideResNet":
     """Build WRN-depth-widen_factor (WRN-16-4 has 2,748,890 parameters with 10 classes).
 
@@ -50,6 +52,7 @@ def wide_resnet(
         dropout_rate: Dropout between the two convolutions of a block, in training.
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in; parameters stay float32.
+        remat: Whether a block's activations are computed again when its gradient is.
 
     Returns:
         A module from images ``(batch, height, width, channels)`` to logits
@@ -59,7 +62,13 @@ def wide_resnet(
         ValueError: If the depth is not 6n + 4 with n at least 1.
     """
     return WideResNet(
-        blocks_per_group(depth), widen_factor, num_classes, dropout_rate, drop_block_size, dtype
+        blocks_per_group(depth),
+        widen_factor,
+        num_classes,
+        dropout_rate,
+        drop_block_size,
+        dtype,
+        remat,
     )
 
 
@@ -130,6 +139,7 @@ class WideResNet(nn.Module):
         dropout_rate: Dropout between the two convolutions of a block, in training.
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in.
+        remat: Whether a block's activations are computed again when its gradient is.
     """
 
     blocks_per_group: int
@@ -138,6 +148,7 @@ class WideResNet(nn.Module):
     dropout_rate: float = 0.0
     drop_block_size: int = 0
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -153,7 +164,7 @@ class WideResNet(nn.Module):
             drop_block_rate: Share that DropBlock drops, from the random stream ``dropout``.
 
         Returns:
-            Logits ``(batch, num_classes)``, float32 whatever ``dtype`` is.
+            Logits ``(batch, num_classes)``, at least float32 whatever ``dtype`` is.
         """
         conv = partial(
             nn.Conv,
@@ -164,10 +175,11 @@ class WideResNet(nn.Module):
         norm = batch_norm(train=train, dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         hidden = conv(GROUP_WIDTHS[0], (3, 3), padding=1, name="stem_conv")(images)
+        make_block = nn.remat(PreActivationBlock) if self.remat else PreActivationBlock
         for group, width in enumerate(GROUP_WIDTHS):
             share = stage_share(group, len(GROUP_WIDTHS))
             for block in range(self.blocks_per_group):
-                hidden = PreActivationBlock(
+                hidden = make_block(
                     channels=width * self.widen_factor,
                     stride=2 if group > 0 and block == 0 else 1,
                     conv=conv,
@@ -184,4 +196,4 @@ class WideResNet(nn.Module):
             dtype=self.dtype,
             name="head",
         )(features)
-        return logits.astype(jnp.float32)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -71,6 +71,8 @@ class StepInputs(NamedTuple):
         step: Number of steps taken so far.
         batch: Inputs and labels, as all methods' `augment` have left them.
         network: The network.
+        loss_of_part: From N to the loss, with the methods' terms, of one in N examples of the
+            batch, as one batch of its own.
         layers: What a layer of the network is, in the form of `seht.regularize`.
     """
 
@@ -78,6 +80,7 @@ class StepInputs(NamedTuple):
     step: Int[Array, ""]
     batch: Batch
     network: NetworkFunction
+    loss_of_part: Callable[[int], LossFunction]
     layers: LayerFunction = seht.module_layer
 
 
@@ -109,10 +112,13 @@ class Regularizer:
     Attributes:
         name: Its name in `--method`.
         why_not_text: Why the method makes no sense for text; empty, if it does.
+        why_not_accumulate: Why the method makes no sense for gradients that are averaged over
+            several steps; empty, if it does.
     """
 
     name: ClassVar[str] = ""
     why_not_text: ClassVar[str] = ""
+    why_not_accumulate: ClassVar[str] = ""
 
     def model(self, **arguments: Any) -> dict[str, Any]:
         """Change the arguments that the network is built with.

@@ -35,6 +35,7 @@ class CalibratedGaussNewton(Regularizer):
         p: As for SEHT-D, for both layers and entries, and rescaled; `None` is SEHT-H.
         num_probes: Random directions per step.
         probe_batch: See `SehtH`.
+        one_in: See `SehtH`.
     """
 
     name: ClassVar[str] = "gauss-newton-calibrated"
@@ -44,6 +45,7 @@ class CalibratedGaussNewton(Regularizer):
     p: float | None = None
     num_probes: int = 1
     probe_batch: int | None = None
+    one_in: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -95,5 +97,6 @@ class CalibratedGaussNewton(Regularizer):
             "num_probes": self.num_probes,
             "probe_batch": self.probe_batch,
             "curvature": "gauss_newton",
+            "one_in": self.one_in,
         }
         return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)

@@ -27,6 +27,7 @@ class GaussNewton(Regularizer):
             beginning, the penalty slows down the first, fast part of the training.
         num_probes: Random directions per step.
         probe_batch: See `SehtH`; it must hold all of them.
+        one_in: See `SehtH`.
     """
 
     name: ClassVar[str] = "gauss-newton"
@@ -35,6 +36,7 @@ class GaussNewton(Regularizer):
     rise: float = 1.0
     num_probes: int = 1
     probe_batch: int | None = None
+    one_in: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -68,4 +70,5 @@ class GaussNewton(Regularizer):
             probe_batch=self.probe_batch,
             curvature="gauss_newton",
             scale_free=True,
+            one_in=self.one_in,
         )

@@ -30,6 +30,9 @@ class SAM(Regularizer):
     """
 
     name: ClassVar[str] = "sam"
+    why_not_accumulate: ClassVar[str] = (
+        "it takes the gradient a second time, and only that of the last batch is at hand"
+    )
 
     rho: float = 0.05
 

@@ -30,6 +30,9 @@ class SehtH(Regularizer):
         probe_batch: How many directions are propagated at once, at most: more are faster, and take
             more memory and longer to compile; `None` is the default of `seht.regularize`.
         scale_free: Whether lambda does not depend on the trace's scale; see `seht.regularize`.
+        one_in: The curvature is that of one in so many examples of the batch, taken as a batch of
+            its own: BatchNorm normalises with the statistics of that part, dropout drops other
+            units, and the loss and the running statistics stay those of the whole batch.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -41,6 +44,7 @@ class SehtH(Regularizer):
     probe_batch: int | None = None
     scale_free: bool = False
     warmup_power: int = 1
+    one_in: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
@@ -54,8 +58,9 @@ class SehtH(Regularizer):
         make_contribution(penalty, bound=None, scale_free=self.scale_free)
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
-        if self.warmup_power < 1:
-            raise ValueError(f"warmup_power must be at least 1, not {self.warmup_power}")
+        for name in ("warmup_power", "one_in"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,8 +83,9 @@ class SehtH(Regularizer):
             The penalised loss.
         """
         lam = self._strength(inputs.step)
+        measured = loss_fn if self.one_in == 1 else inputs.loss_of_part(self.one_in)
         penalised = seht.regularize(
-            loss_fn,
+            measured,
             inputs.key,
             lam=lam,
             layers=inputs.layers,
@@ -91,6 +97,10 @@ class SehtH(Regularizer):
 
         def with_metrics(params: PyTree) -> tuple[Float[Array, ""], Outputs]:
             loss, (outputs, estimate) = penalised(params)
+            if measured is not loss_fn:
+                penalty = loss - measured(params)[0]
+                loss, outputs = loss_fn(params)
+                loss += penalty
             return loss, outputs.with_metrics(
                 trace_estimate=estimate.mean,
                 layers_drawn=estimate.layers_drawn.astype(jnp.float32),
@@ -148,6 +158,7 @@ class SehtShare(Regularizer):
     """
 
     name: ClassVar[str] = "seht-share"
+    why_not_accumulate: ClassVar[str] = "it compares with the gradient of one batch"
 
     relative: float = 0.3
     num_probes: int = 1

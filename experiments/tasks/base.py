@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 import seht_jax as seht
@@ -34,9 +35,11 @@ class Task(abc.ABC):
         model: The network, as the methods have changed it.
         batch_size: Examples of a step.
         unit: What is counted, in the plural.
+        network_state_spec: How what the network carries is spread over devices.
     """
 
     unit: ClassVar[str]
+    network_state_spec: ClassVar[PartitionSpec] = PartitionSpec()
 
     dataset: Any
     model: nn.Module
@@ -143,6 +146,19 @@ class Task(abc.ABC):
         Returns:
             The function.
         """
+
+    def state_of_part(self, network_state: PyTree, one_in: int) -> PyTree:
+        """Choose what the network carries for a part of the batch.
+
+        Args:
+            network_state: What it carries for the whole batch.
+            one_in: The part is each so-many-th example.
+
+        Returns:
+            The same, unless each example has its own.
+        """
+        del one_in
+        return network_state
 
     @abc.abstractmethod
     def loss_fn(

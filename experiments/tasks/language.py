@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
@@ -54,6 +55,7 @@ class LanguageModelling(Task):
     """
 
     unit: ClassVar[str] = "tokens"
+    network_state_spec: ClassVar[PartitionSpec] = PartitionSpec("data")
 
     dataset: Corpus
     length: int
@@ -121,6 +123,10 @@ class LanguageModelling(Task):
             lambda state: jnp.where(begins, jnp.zeros_like(state), state), network_state
         )
         return make_network(self.model, states, dropout_key, call_arguments)
+
+    def state_of_part(self, network_state: PyTree, one_in: int) -> PyTree:
+        """Choose the states of each so-many-th strand."""
+        return jax.tree.map(lambda states: states[::one_in], network_state)
 
     def loss_fn(
         self, network: NetworkFunction, method: Sequence[Regularizer], batch: Batch

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from experiments.config import complete_settings
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
+from experiments.training.devices import is_first_process, wait_for_all
 from experiments.training.fingerprint import fingerprint
 from experiments.training.state import TrainState
 
@@ -230,11 +231,14 @@ class Checkpoints:
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """Move a checkpoint out of the way, without deleting it."""
-        self._damaged.mkdir(exist_ok=True)
-        taken = {path.name for path in self._damaged.iterdir()}
+        taken = {path.name for path in self._damaged.glob("*")}
         names = (f"{step}-{number}" if number else str(step) for number in itertools.count())
         place = self._damaged / next(name for name in names if name not in taken)
-        shutil.move(self._directory / str(step), place)
+        wait_for_all("find a damaged checkpoint")
+        if is_first_process():
+            self._damaged.mkdir(exist_ok=True)
+            shutil.move(self._directory / str(step), place)
+        wait_for_all("set a damaged checkpoint aside")
         reason = str(error).partition("\n")[0][:200]
         self._damages.append(
             f"The checkpoint of step {step} is damaged: {reason}. It is now {place}."

@@ -1,5 +1,6 @@
 """Training from the first step to the last, with log, checkpoints and resumption."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -25,6 +26,14 @@ from experiments.regularizers import InitialNetwork, describe_method
 from experiments.tasks.base import SPLITS, Evaluator, Task
 from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Best, Checkpoints
+from experiments.training.devices import (
+    ONE_DEVICE,
+    Placement,
+    is_first_process,
+    join_processes,
+    make_mesh,
+    wait_for_all,
+)
 from experiments.training.divergence import SKIPPED_IN_A_ROW, find_bad_steps, remedies
 from experiments.training.logging import (
     LOG,
@@ -79,15 +88,21 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         SettingError: If a setting does not fit the data.
         Terminated: At SIGTERM, when the state is saved.
     """
+    join_processes(config.devices)
     directory = config.resolved_run_dir
     data = load_data(config.data)
     check_fit(config, data)  # before a directory is made that would hold the wrong settings
-    claim_run_directory(directory, config, data)
+    if is_first_process():
+        claim_run_directory(directory, config, data)
+    wait_for_all("claim the run directory")
+    claim_run_directory(directory, config, data)  # the others compare their settings
     result = read_result(directory)
+    wait_for_all("look for a result")
     if result is not None:
         console.print(f"This run is finished; its result was in {directory}.")
         return result
-    record_start(directory)
+    if is_first_process():
+        record_start(directory)
     experiment = build_experiment(config, data)
     with Checkpoints(
         directory / CHECKPOINTS,
@@ -97,9 +112,11 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     ) as checkpoints:
         run = _Run(experiment, directory, checkpoints, console)
         state, best = run.train()
+        wait_for_all("train")
         result = _summarise(experiment, state, best, read_log(directory / LOG))
         checkpoints.finish()
-        write_result(directory, result)
+        if is_first_process():
+            write_result(directory, result)
         checkpoints.keep_newest()
     return result
 
@@ -119,20 +136,23 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
     Raises:
         SettingError: If a setting does not fit the data.
     """
+    mesh = make_mesh(config.devices)
+    data = Placement(mesh).everywhere(data)
     task = check_fit(config, data)
+    placement = Placement(mesh, task.network_state_spec)
     num_steps = config.epochs * task.steps_per_epoch
-    initial = functools.partial(_initial_network, task, num_steps)
+    initial = functools.partial(_initial_network, task, placement, num_steps)
     method = [part.at_start(initial) for part in config.method]
     tx = make_optimizer(config.optimizer, num_steps, method)
-    train_step = make_train_step(task, tx, method, config.on_divergence)
+    train_step = make_train_step(task, tx, method, config.on_divergence, placement)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
     evaluator = build_task(config, data).evaluator()
-    return Experiment(config, task, tx, train_step, evaluator)
+    return Experiment(config, task, tx, train_step, evaluator, placement)
 
 
-def _initial_network(task: Task, num_steps: int) -> InitialNetwork:
-    state = init_state(task, optax.identity(), seed=0)
+def _initial_network(task: Task, placement: Placement, num_steps: int) -> InitialNetwork:
+    state = placement.state(init_state(task, optax.identity(), seed=0))
     network = task.network(state.network_state, state.step, state.key, {})
     loss_fn = task.loss_fn(network, (), task.initial_batch())
     return InitialNetwork(loss_fn, state.params, state.key, num_steps)
@@ -176,6 +196,7 @@ class Experiment:
         tx: The optimizer.
         train_step: The jitted step.
         evaluator: Jitted evaluation.
+        placement: Over which devices it is spread.
     """
 
     config: TrainConfig
@@ -183,6 +204,7 @@ class Experiment:
     tx: optax.GradientTransformationExtraArgs
     train_step: TrainStep
     evaluator: Evaluator
+    placement: Placement = ONE_DEVICE
 
     @property
     def dataset(self) -> Any:
@@ -213,7 +235,7 @@ class Experiment:
         Returns:
             The state before the first step.
         """
-        return init_state(self.task, self.tx, seed, self.config.method)
+        return self.placement.state(init_state(self.task, self.tx, seed, self.config.method))
 
     def evaluation_params(self, state: TrainState) -> PyTree:
         """Choose the params at which the network is evaluated.
@@ -238,9 +260,25 @@ class Experiment:
         Returns:
             Epoch 0, with a loss above every other.
         """
-        params = self.evaluation_params(state)
-        lowest = jnp.asarray(jnp.inf, jnp.float32)
-        return Best(jnp.zeros((), jnp.int32), lowest, params, state.network_state)
+        return self.new_best(state, 0, float("inf"))
+
+    def new_best(self, state: TrainState, epoch: int, loss: float) -> Best:
+        """Keep the weights of an epoch.
+
+        Args:
+            state: The state at its end.
+            epoch: Which epoch, from 1.
+            loss: Its validation loss.
+
+        Returns:
+            The weights at which it is evaluated, and what the network carries.
+        """
+        return Best(
+            epoch=self.placement.everywhere(jnp.asarray(epoch, jnp.int32)),
+            loss=self.placement.everywhere(jnp.asarray(loss, jnp.float32)),
+            params=self.evaluation_params(state),
+            network_state=state.network_state,
+        )
 
     def warm_up(self, state: TrainState) -> None:
         """Compile the training step, by taking one step and forgetting it.
@@ -360,6 +398,7 @@ class Experiment:
             self.evaluation_params(state), state.network_state, self.dataset.validation
         )
         state = state._replace(opt_state=after_epoch(state.opt_state, measured.loss))
+        state = self.placement.state(state)
         return state, {f"validation/{name}": each for name, each in measured._asdict().items()}
 
     def _is_stop(self, step: int) -> bool:
@@ -434,7 +473,7 @@ class _Run:
         """
         experiment = self.experiment
         with (
-            RunLog(self.directory, resumed_at=int(state.step)) as log,
+            self._open_log(resumed_at=int(state.step)) as log,
             catch_termination() as ends_at,
             make_progress(self.console) as progress,
         ):
@@ -445,11 +484,9 @@ class _Run:
                 row["epoch"] = step / experiment.steps_per_epoch
                 loss = row.get("validation/loss")
                 if best is not None and loss is not None and is_lower(loss, best.loss):
-                    params = experiment.evaluation_params(state)
-                    epoch = jnp.asarray(round(row["epoch"]), best.epoch.dtype)
-                    lowest = jnp.asarray(loss, best.loss.dtype)
-                    best = Best(epoch, lowest, params, state.network_state)
-                log.write(step, row)
+                    best = experiment.new_best(state, round(row["epoch"]), loss)
+                if log is not None:
+                    log.write(step, row)
                 show(progress, task, step, row)
                 is_last = step == experiment.num_steps
                 ends = not is_last and ends_at(step)
@@ -460,6 +497,11 @@ class _Run:
                     raise Terminated(f"Told to end at step {step}, and saved there.")
             _check_best(best, experiment.config)
         return state, best
+
+    def _open_log(self, resumed_at: int) -> contextlib.AbstractContextManager[RunLog | None]:
+        if is_first_process():
+            return RunLog(self.directory, resumed_at)
+        return contextlib.nullcontext()
 
     def _keep(self, state: TrainState | None, best: Best | None) -> str:
         """Save the state before a divergence, and say what there is to look at."""

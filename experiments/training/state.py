@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from experiments.config import OptimizerConfig
+from experiments.errors import SettingError
 from experiments.regularizers import Regularizer
 from experiments.tasks.base import Task
 from experiments.training.plateau import scale_on_plateau
@@ -44,17 +45,21 @@ def make_optimizer(
 
     Args:
         config: Its settings.
-        num_steps: Steps of the run, over which the learning rate falls.
+        num_steps: Steps of the run, over which the learning rate falls; the weights change after
+            each ``accumulate`` of them.
         method: The regularizers, each of which may change the settings and wrap the optimizer.
 
     Returns:
         The transformation of gradients.
+
+    Raises:
+        SettingError: If a method can not be used with accumulated gradients.
     """
     settings = dataclasses.asdict(config)
     for part in method:
         settings = part.optimizer_settings(**settings)
     config = OptimizerConfig(**settings)
-    schedule = make_schedule(config, num_steps)
+    schedule = make_schedule(config, num_steps // config.accumulate)
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
@@ -66,7 +71,14 @@ def make_optimizer(
         *([scale_on_plateau()] if config.schedule == "plateau" else []),
     )
     for part in method:
+        if config.accumulate > 1 and part.why_not_accumulate:
+            raise SettingError(
+                f"the method {part.name} can not be used with accumulate={config.accumulate}: "
+                f"{part.why_not_accumulate}"
+            )
         tx = part.optimizer(tx)
+    if config.accumulate > 1:
+        tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
     return _with_standard_promotion(tx)
 
 

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from experiments.config import OnDivergence
-from experiments.regularizers import Regularizer, StepInputs
+from experiments.regularizers import LossFunction, Regularizer, StepInputs
 from experiments.tasks.base import (
     DATA_STREAM,
     DROPOUT_STREAM,
@@ -18,6 +18,7 @@ from experiments.tasks.base import (
     Metrics,
     Task,
 )
+from experiments.training.devices import ONE_DEVICE, Placement
 from experiments.training.state import TrainState
 
 TrainStep: TypeAlias = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
@@ -28,6 +29,7 @@ def make_train_step(
     tx: optax.GradientTransformationExtraArgs,
     method: Sequence[Regularizer],
     on_divergence: OnDivergence = "stop",
+    placement: Placement = ONE_DEVICE,
 ) -> TrainStep:
     """Build the jitted step.
 
@@ -41,6 +43,7 @@ def make_train_step(
         method: The regularizers; their hooks are applied in this order.
         on_divergence: With "skip" such a step counts, and the next one goes on to the next batch;
             else it does not, and all steps after it return the same.
+        placement: Over which devices the step is spread.
 
     Returns:
         A function ``(state, train_data, order) -> (state, metrics)``, with the task's `train_data`
@@ -55,19 +58,29 @@ def make_train_step(
             jax.random.fold_in(step_key, stream)
             for stream in (DATA_STREAM, DROPOUT_STREAM, METHOD_STREAM, OPTIMIZER_STREAM)
         )
-        batch = task.batch(data, order, state.step, data_key)
+        batch = placement.batch(task.batch(data, order, state.step, data_key))
         method_keys = [
             jax.random.split(jax.random.fold_in(method_key, i)) for i in range(len(method))
         ]
         for part, (augment_key, _) in zip(method, method_keys, strict=True):
             batch = part.augment(augment_key, batch)
+        batch = placement.batch(batch)
         call_arguments = {}
         for part in method:
             call_arguments |= part.call_arguments(state.step)
         network = task.network(state.network_state, state.step, dropout_key, call_arguments)
         loss_fn = task.loss_fn(network, method, batch)
+
+        def loss_of_part(one_in: int) -> LossFunction:
+            part = jax.tree.map(lambda array: array[::one_in], batch)
+            carried = task.state_of_part(state.network_state, one_in)
+            network = task.network(carried, state.step, dropout_key, call_arguments)
+            return task.loss_fn(network, method, part)
+
         for part, (_, objective_key) in zip(method, method_keys, strict=True):
-            inputs = StepInputs(objective_key, state.step, batch, network, task.layers)
+            inputs = StepInputs(
+                objective_key, state.step, batch, network, loss_of_part, task.layers
+            )
             loss_fn = part.objective(loss_fn, inputs)
 
         def gradient_at(params: PyTree, _: Any) -> PyTree:
@@ -100,7 +113,8 @@ def make_train_step(
         if on_divergence == "skip":
             kept = state._replace(step=next_state.step)
         finite = jnp.all(jnp.stack([jnp.isfinite(metric) for metric in metrics.values()]))
-        return _choose(finite, next_state, kept), metrics
+        next_state = _choose(finite, next_state, kept)
+        return placement.state(next_state), placement.everywhere(metrics)
 
     return jax.jit(train_step)
 

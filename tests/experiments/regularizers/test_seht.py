@@ -57,6 +57,27 @@ def test_the_strength_rises_with_a_power_of_the_steps(step, share, power, inputs
     assert float(objective) == pytest.approx(17 + share**power * 0.1 * 60)
 
 
+def test_the_curvature_may_be_that_of_a_part_of_the_batch(inputs_of):
+    def loss_of_part(one_in):
+        def part(params):
+            loss = one_in * jnp.sum(params["layer"]["w"] ** 2)  # a trace of 4 one_in
+            return loss, Outputs(network_state={}, metrics={"loss": loss})
+
+        return part
+
+    method = SehtH(lam=0.1, one_in=3)
+    inputs = inputs_of(loss_of_part=loss_of_part)
+    (objective, outputs), gradient = jax.value_and_grad(
+        method.objective(loss_fn, inputs), has_aux=True
+    )(PARAMS)
+    assert float(objective) == pytest.approx(17 + 0.1 * 12)
+    assert float(outputs.metrics["trace_estimate"]) == pytest.approx(12)
+    assert float(outputs.metrics["loss"]) == pytest.approx(17)
+    # The trace of the part is the same everywhere.
+    plain = jax.grad(lambda params: loss_fn(params)[0])(PARAMS)
+    np.testing.assert_allclose(gradient["layer"]["w"], plain["layer"]["w"], rtol=1e-5)
+
+
 def test_one_probability_stands_for_layers_and_entries():
     assert SehtD(p=0.1).settings["p"] == (0.1, 0.1)
     assert SehtD(p=0.1, p_entries=0.5).settings["p"] == (0.1, 0.5)

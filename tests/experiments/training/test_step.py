@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.config import OptimizerConfig
+from experiments.config import LanguageModelConfig, ModelConfig, OptimizerConfig, TextConfig
+from experiments.data.load import load_data
 from experiments.errors import SettingError
-from experiments.regularizers import Regularizer, SehtD, SehtH
+from experiments.regularizers import SAM, Regularizer, SehtD, SehtH, SehtShare
 from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
 from experiments.training.state import make_optimizer, make_schedule
@@ -194,3 +195,113 @@ def test_a_step_augments_its_images_before_it_normalises_them(plain, tiny_digits
         # Moved images have the black of the padding at two of their sides.
         assert same.mean() < 0.2
         assert (pixels == 0).mean() > (originals == 0).mean()
+
+
+@pytest.mark.parametrize("one_in", [2, 3])
+def test_the_loss_of_a_part_is_that_of_every_so_many_th_example(plain, tiny_digits, one_in):
+    seen = {}
+
+    @dataclasses.dataclass(frozen=True)
+    class Look(Regularizer):
+        def objective(self, loss_fn, inputs):
+            def both(params):
+                loss, outputs = loss_fn(params)
+                part, _ = inputs.loss_of_part(one_in)(params)
+                seen["batch"] = inputs.batch
+                return loss, outputs.with_metrics(part=part)
+
+            return both
+
+    config = dataclasses.replace(plain, batch_size=6, method=(Look(),))
+    experiment = build_experiment(config, tiny_digits)
+    state = experiment.init(0)
+    order = experiment.task.epoch_order(state.key, 0)
+    _, metrics = experiment.train_step(state, experiment.task.train_data, order)
+    task = experiment.task
+    batch = task.batch(task.train_data, order, state.step, state.key)  # nothing is augmented
+    part = jax.tree.map(lambda array: array[::one_in], batch)
+    assert len(part.labels) == -(-6 // one_in)
+    network = task.network(state.network_state, state.step, state.key, {})
+    expected, _ = task.loss_fn(network, (), part)(state.params)
+    assert float(metrics["part"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(metrics["loss"]) != pytest.approx(float(expected), rel=1e-3)
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch():
+    config = OptimizerConfig(
+        learning_rate=0.1, schedule="cosine", momentum=0.9, weight_decay=0.1, clip_norm=1.0
+    )
+    accumulated = make_optimizer(dataclasses.replace(config, accumulate=2), num_steps=8)
+    at_once = make_optimizer(config, num_steps=4)
+    params = expected = {"w": jnp.array([1.0, -2.0])}
+    state, expected_state = accumulated.init(params), at_once.init(params)
+    for gradient in jax.random.normal(jax.random.key(0), (4, 2, 2)):
+        for part in gradient:
+            updates, state = accumulated.update({"w": part}, state, params)
+            params = optax.apply_updates(params, updates)
+        updates, expected_state = at_once.update({"w": gradient.mean(0)}, expected_state, expected)
+        expected = optax.apply_updates(expected, updates)
+        np.testing.assert_allclose(params["w"], expected["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [SAM(), SehtShare()])
+def test_methods_of_one_batch_do_not_go_with_accumulated_gradients(method):
+    config = OptimizerConfig(accumulate=2)
+    with pytest.raises(SettingError, match=f"{method.name} can not be used with accumulate=2: it"):
+        make_optimizer(config, 10, (method,))
+
+
+def gradients(config, data, changes):
+    """Loss and gradient of the first batch, with the loss alone."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+    task = build_experiment(config, data).task
+    params, network_state = task.init(jax.random.key(0))
+    network = task.network(network_state, jnp.zeros((), jnp.int32), jax.random.key(1), {})
+    batch = jax.tree.map(lambda array: array[:4], task.initial_batch())
+    with jax.numpy_dtype_promotion("standard"):  # Flax mixes both dtypes
+        loss_fn = jax.jit(jax.value_and_grad(task.loss_fn(network, (), batch), has_aux=True))
+        (loss, _), gradient = loss_fn(params)
+    return float(loss), gradient
+
+
+MODELS = {
+    "digits-resnet": ModelConfig(width=2),
+    "transformer": LanguageModelConfig(network="transformer", width=8),
+    "lstm": LanguageModelConfig(width=8),
+    "gru": LanguageModelConfig(network="gru", width=8),
+}
+
+
+@pytest.fixture
+def model_config(plain):
+    def model_config(name):
+        model = MODELS[name]
+        if name == "digits-resnet":
+            return dataclasses.replace(plain, model=model, batch_size=4)
+        text = TextConfig(length=4, train_tokens=400, evaluation_tokens=100)
+        return dataclasses.replace(plain, data=text, model=model, batch_size=4)
+
+    return model_config
+
+
+@pytest.mark.parametrize("name", ["digits-resnet", "transformer"])
+def test_activations_that_are_computed_again_change_nothing(name, model_config):
+    config = model_config(name)
+    data = load_data(config.data)
+    loss, gradient = gradients(config, data, {})
+    loss_again, gradient_again = gradients(config, data, {"remat": True})
+    assert loss == pytest.approx(loss_again, rel=1e-6)
+    chex.assert_trees_all_close(gradient, gradient_again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_float32_to_three_digits_with_params_of_float32(name, model_config):
+    config = model_config(name)
+    data = load_data(config.data)
+    loss, gradient = gradients(config, data, {})
+    rounded_loss, rounded = gradients(config, data, {"dtype": "bfloat16"})
+    assert rounded_loss != loss
+    assert rounded_loss == pytest.approx(loss, rel=2e-2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
+    difference = optax.tree.norm(optax.tree.sub(rounded, gradient))
+    assert float(difference) < 0.1 * float(optax.tree.norm(gradient))

@@ -1,0 +1,83 @@
+"""One process of a run over several, or of one over its own devices: by `test_distributed.py`.
+
+    python tests/distributed_run.py steps OUT DTYPE PORT NUM_PROCESSES PROCESS_ID
+    python tests/distributed_run.py train RUN_DIR EPOCHS PORT NUM_PROCESSES PROCESS_ID
+
+`steps` takes 20 steps with SEHT-D and writes the weights, and how many layers each step drew, to
+OUT with the process's number. `train` is a whole run, with log and checkpoints.
+"""
+
+import dataclasses
+import io
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments.config import DevicesConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.data.load import load_data
+from experiments.regularizers import SehtD
+from experiments.training.devices import join_processes
+from experiments.training.loop import build_experiment, train
+
+STEPS = 20
+CONFIG = TrainConfig(
+    name="distributed",
+    model=ModelConfig(width=2),
+    method=(SehtD(lam=1e-3, p=0.6, p_entries=0.4, num_branches=1),),
+    optimizer=OptimizerConfig(learning_rate=0.1, clip_norm=0.0),
+    batch_size=100,
+    trace_examples=20,
+    trace_probes=2,
+    log_every=5,
+    checkpoint_every=7,
+    keep_checkpoints_every=7,
+)
+
+
+def take_steps(config: TrainConfig, out: Path, dtype: str) -> None:
+    """Train for some steps in a dtype, without files."""
+
+    def as_dtype(array: jax.Array) -> jax.Array:
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    experiment = build_experiment(config, load_data(config.data))
+    state = experiment.init(0)
+    parts = (state.params, state.network_state, state.opt_state)
+    params, network_state, opt_state = jax.tree.map(as_dtype, parts)
+    state = state._replace(params=params, network_state=network_state, opt_state=opt_state)
+    state = experiment.placement.state(state)
+    order = experiment.task.epoch_order(state.key, 0)
+    drawn = []
+    for _ in range(STEPS):
+        state, metrics = experiment.train_step(state, experiment.task.train_data, order)
+        drawn.append(float(metrics["layers_drawn"]))
+    weights = [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.network_state))]
+    process = jax.process_index()
+    np.savez(f"{out}-{process}.npz", *weights, drawn=np.array(drawn))
+
+
+def main(what: str, place: str, setting: str, port: str, num_processes: str, number: str) -> None:
+    devices = DevicesConfig()
+    if int(num_processes) > 1:
+        devices = DevicesConfig(
+            distributed=True,
+            coordinator=f"127.0.0.1:{port}",
+            num_processes=int(num_processes),
+            process_id=int(number),
+        )
+    config = dataclasses.replace(CONFIG, devices=devices)
+    join_processes(config.devices)
+    if what == "steps":
+        config = dataclasses.replace(config, model=ModelConfig(width=2, dtype=setting))
+        take_steps(config, Path(place), setting)
+    else:
+        config = dataclasses.replace(config, epochs=int(setting), run_dir=Path(place))
+        train(config, Console(file=io.StringIO()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,167 @@
+"""A run over several devices is the run of one device, but for the last digits."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments.config import (
+    DevicesConfig,
+    LanguageModelConfig,
+    OptimizerConfig,
+    TextConfig,
+    TrainConfig,
+)
+from experiments.data.load import load_data
+from experiments.errors import SettingError
+from experiments.regularizers import SehtD
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.devices import Placement, make_mesh, weight_spec
+from experiments.training.loop import build_experiment
+
+PENALTY = SehtD(lam=1e-3, p=0.7, p_entries=0.4, num_branches=1)
+
+
+def on(config, mesh):
+    return dataclasses.replace(config, devices=DevicesConfig(mesh=mesh))
+
+
+def after(config, data, num_steps, state=None):
+    """Train for a few steps; returns the experiment and its state."""
+    experiment = build_experiment(config, data)
+    state = experiment.init(0) if state is None else state
+    order = experiment.task.epoch_order(state.key, 0)
+    for _ in range(num_steps):
+        state, _ = experiment.train_step(state, experiment.task.train_data, order)
+    return experiment, state
+
+
+@pytest.fixture
+def images(tiny_config):
+    """Eight images a step, with BatchNorm and SEHT-D."""
+    return dataclasses.replace(tiny_config, batch_size=8, method=(PENALTY,))
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Eight strands a step, with carried states."""
+    return TrainConfig(
+        name="text",
+        data=TextConfig(length=4, train_tokens=400, evaluation_tokens=100),
+        model=LanguageModelConfig(width=8),
+        optimizer=OptimizerConfig(schedule="plateau", momentum=0.0, weight_decay=0.0),
+        method=(),
+        batch_size=8,
+        epochs=1,
+        run_dir=tmp_path / "run",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [("images", "data=4"), ("images", "data=2,model=2"), ("text", "data=2,model=2")],
+)
+def test_it_ends_with_the_weights_of_one_device(request, tiny_digits, kind, mesh):
+    config = dataclasses.replace(request.getfixturevalue(kind), method=(PENALTY,))
+    data = tiny_digits if kind == "images" else load_data(config.data)
+    _, expected = after(config, data, 4)
+    experiment, found = after(on(config, mesh), data, 4)
+    chex.assert_trees_all_close(found.params, expected.params, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(found.network_state, expected.network_state, rtol=1e-4, atol=1e-5)
+    start = experiment.init(0)
+    for before, now in zip(*map(jax.tree.leaves, (start, found)), strict=True):
+        assert now.sharding.is_equivalent_to(before.sharding, now.ndim)
+    assert experiment.train_step._cache_size() == 1
+
+
+def test_the_batch_and_the_weights_are_spread(images, tiny_digits):
+    experiment, state = after(on(images, "data=2,model=2"), tiny_digits, 1)
+    kernel = state.params["head"]["kernel"]
+    assert kernel.sharding.spec in {P("model"), P(None, "model")}
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2
+    momentum = jax.tree.leaves(state.opt_state)
+    assert any(leaf.sharding.spec == kernel.sharding.spec for leaf in momentum)
+    mesh = experiment.placement.mesh
+    batch = jax.jit(Placement(mesh).batch)(np.zeros((8, 3), np.float32))
+    assert batch.sharding.spec == P("data")
+
+
+def test_states_of_recurrent_layers_are_spread_as_the_strands(text):
+    _, state = after(on(text, "data=4"), load_data(text.data), 1)
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.network_state)} == {P("data")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((3, 3, 4, 8), P(None, None, None, "model")),
+        ((8, 6), P("model")),
+        ((3, 6), P(None, "model")),
+        ((3, 3), P()),
+        ((8,), P()),
+        ((), P()),
+    ],
+)
+def test_weights_are_cut_along_the_largest_dimension_that_can_be(shape, expected):
+    mesh = jax.make_mesh((1, 2), ("data", "model"), devices=jax.devices()[:2])
+    assert weight_spec(shape, mesh) == expected
+
+
+@pytest.mark.parametrize(("first", "then"), [("data=4", None), (None, "data=2,model=2")])
+def test_a_checkpoint_is_gone_on_with_on_other_devices(images, tiny_digits, tmp_path, first, then):
+    _, state = after(on(images, first), tiny_digits, 2)
+    _, expected = after(on(images, first), tiny_digits, 2, state)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state)
+        like = build_experiment(on(images, then), tiny_digits).init(1)
+        restored, _ = checkpoints.restore(like, warn=pytest.fail)
+    chex.assert_trees_all_equal(restored.params, state.params)
+    _, found = after(on(images, then), tiny_digits, 2, restored)
+    chex.assert_trees_all_close(found.params, expected.params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "mesh", ["", "data", "data=", "data=0", "data=-1", "data=two", "rows=2", "data=2,data=2"]
+)
+def test_a_mesh_that_is_not_understood_is_refused(mesh):
+    with pytest.raises(ValueError, match="mesh must be data=N or data=N,model=M"):
+        DevicesConfig(mesh=mesh)
+
+
+def test_a_mesh_without_data_is_refused():
+    with pytest.raises(ValueError, match="mesh must have an axis data, 1 perhaps: data=1,model=2"):
+        DevicesConfig(mesh="model=2")
+
+
+def test_a_batch_that_can_not_be_spread_is_refused(images):
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 devices"):
+        on(images, "data=3")
+
+
+def test_too_few_devices_are_an_error_that_says_how_a_cpu_is_cut():
+    with pytest.raises(SettingError, match=r"has 16 devices, and there are 8.*device_count=N"):
+        make_mesh(DevicesConfig(mesh="data=16"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"distributed": True, "coordinator": "a:1"}, "num_processes and process_id is missing"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 0}, "need distributed"),
+        (
+            {"distributed": True, "coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            "process_id must be from 0 to 1, not 2",
+        ),
+        (
+            {"distributed": True, "coordinator": "a:1", "num_processes": 0, "process_id": 0},
+            "num_processes must be at least 1, not 0",
+        ),
+    ],
+)
+def test_processes_that_can_not_meet_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DevicesConfig(**settings)
