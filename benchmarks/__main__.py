@@ -8,6 +8,7 @@ from rich.console import Console
 
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
+from benchmarks.precision import PrecisionConfig, run_precision
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
 from benchmarks.trainer import TrainerConfig, run_trainer
@@ -15,7 +16,7 @@ from experiments.errors import ExperimentError
 
 STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
-LANGUAGE_CURVE = LanguageCurveConfig()
+LANGUAGE_CURVE, PRECISION = LanguageCurveConfig(), PrecisionConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -47,6 +48,11 @@ def language_curve(
     run_language_curve(config, Console())
 
 
+def precision(config: Annotated[PrecisionConfig, tyro.conf.arg(name="")] = PRECISION) -> None:
+    """Compare loss, estimate and gradients in float32 and bfloat16 with float64."""
+    run_precision(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -65,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "exact_trace": exact_trace,
                 "trainer": trainer,
                 "language_curve": language_curve,
+                "precision": precision,
             },
             args=arguments,
             prog="python -m benchmarks",

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
@@ -131,6 +132,11 @@ class Placement:
     def _put(self, leaf: Any, sharding: NamedSharding) -> Any:
         if isinstance(leaf, Tracer):
             return jax.lax.with_sharding_constraint(leaf, sharding)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_key and not sharding.is_fully_addressable:
+            # Keys are not among what `jax.device_put` sends to the devices of other processes.
+            data = jax.device_put(np.asarray(jax.random.key_data(leaf)), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return jax.device_put(leaf, sharding)
 
 

@@ -74,8 +74,7 @@ def test_it_ends_with_the_weights_of_one_device(request, tiny_digits, kind, mesh
     chex.assert_trees_all_close(found.network_state, expected.network_state, rtol=1e-4, atol=1e-5)
     start = experiment.init(0)
     for before, now in zip(*map(jax.tree.leaves, (start, found)), strict=True):
-        assert now.sharding.is_equivalent_to(before.sharding, now.ndim)
-    assert experiment.train_step._cache_size() == 1
+        assert now.sharding == before.sharding  # or the step would be compiled once more
 
 
 def test_the_batch_and_the_weights_are_spread(images, tiny_digits):
