@@ -49,7 +49,7 @@ def weights_of(place, number=0):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_property):
     found = {}
     for number in (1, 2, 4):
@@ -78,11 +78,11 @@ def test_a_run_of_two_processes_is_gone_on_with_by_one(tmp_path, checkout):
     run_processes(checkout, "train", both, 1, 2)
     result = json.loads((both / "result.json").read_text())
     lines = (both / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [5, 7, 10, 14]
+    assert [json.loads(line)["step"] for line in lines] == [5, 7, 10]
     assert len(json.loads((both / "environment.json").read_text())) == 1
     # One process goes on from the checkpoint of two, for the rest of the same run.
     (both / "result.json").unlink()
-    (both / "checkpoints" / "14").rename(tmp_path / "14")
+    (both / "checkpoints" / "10").rename(tmp_path / "10")
     run_processes(checkout, "train", both, 1, 1)
     again = json.loads((both / "result.json").read_text())
     assert again["test_loss"] == pytest.approx(result["test_loss"], rel=1e-3)
