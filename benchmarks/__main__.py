@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from benchmarks.communication import CommunicationConfig, run_communication
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.scaling import ScalingConfig, run_scaling
@@ -15,7 +16,7 @@ from experiments.errors import ExperimentError
 
 STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
-LANGUAGE_CURVE = LanguageCurveConfig()
+LANGUAGE_CURVE, COMMUNICATION = LanguageCurveConfig(), CommunicationConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -47,6 +48,13 @@ def language_curve(
     run_language_curve(config, Console())
 
 
+def communication(
+    config: Annotated[CommunicationConfig, tyro.conf.arg(name="")] = COMMUNICATION,
+) -> None:
+    """Count what a step communicates on eight devices, by its compiled program."""
+    run_communication(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -65,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "exact_trace": exact_trace,
                 "trainer": trainer,
                 "language_curve": language_curve,
+                "communication": communication,
             },
             args=arguments,
             prog="python -m benchmarks",
