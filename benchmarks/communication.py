@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -129,7 +128,7 @@ def run_communication(config: CommunicationConfig, console: Console) -> Path:
         "cells": cells,
     }
     for name in config.models:
-        model = build_benchmark_model(name, _quick_size(name) if config.quick else SIZES[name])
+        model = build_benchmark_model(name, quick_size(name) if config.quick else SIZES[name])
         rows: list[tuple[str, Sequence[str]]] = []
         with make_progress(console) as progress:
             bar = progress.add_task("", total=len(config.placements) * len(FORMS))
@@ -346,7 +345,7 @@ def _row(path: hlo.Path) -> list[str]:
     ]
 
 
-def _quick_size(name: ModelName) -> Size:
+def quick_size(name: ModelName) -> Size:
     """Make the sizes of the other benchmarks' tests divisible by the number of devices."""
     larger = {"batch_size": NUM_DEVICES, "width": NUM_DEVICES, "vocabulary_size": 4 * NUM_DEVICES}
     return {key: larger.get(key, size) for key, size in QUICK_SIZES[name].items()}
