@@ -209,7 +209,7 @@ def test_the_command_writes_what_it_shows():
 
 def test_too_few_devices_are_explained(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    with pytest.raises(NoDevicesError, match="8 devices, and there are 1; set .* XLA_FLAGS=.*=8"):
+    with pytest.raises(NoDevicesError, match=r"8 devices, and there are 1; set .* XLA_FLAGS=.*=8"):
         run_communication(CommunicationConfig(), Console(file=io.StringIO()))
 
 

@@ -132,14 +132,14 @@ def test_a_loop_communicates_in_each_round():
 
 
 def test_a_text_that_is_no_program_is_refused():
-    with pytest.raises(ValueError, match="text must be a compiled program.*'nothing'"):
+    with pytest.raises(ValueError, match=r"text must be a compiled program.*'nothing'"):
         communication_paths("nothing", 8)
 
 
 # Programs that are compiled
 
 
-def compiled(function, *shapes, out_spec=P()):
+def compiled(function, *shapes, out_spec):
     def sharding(spec):
         return NamedSharding(MESH, spec)
 
@@ -176,6 +176,6 @@ def test_a_compiled_switch_is_read():
         ]
         return jax.lax.switch(which.sum().astype(int), branches, x)
 
-    paths = compiled(step, (16, 8), (8,))
+    paths = compiled(step, (16, 8), (8,), out_spec=P())
     assert len(paths) > 1
     assert len({path.total_bytes for path in paths}) > 1
