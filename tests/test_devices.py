@@ -295,9 +295,11 @@ def test_every_form_of_the_step_takes_the_optax_form(data, form):
     params, batch = data
     tx = optax.chain(seht.add_hessian_trace((0.6, 0.4), LAM, KEY), optax.sgd(0.1))
     state = params, tx.init(params)
-    expected = trained(jax.jit(optax_step(tx, None)), state, batch)
+    expected, (penalty, *_) = trained(jax.jit(optax_step(tx, None)), state, batch)
     step = optax_step(tx, "loss" if form == "check_vma" else "gradients")
-    assert_close(trained(on_devices(form, step), state, batch), expected)
+    actual, (mean_penalty, *_) = trained(on_devices(form, step), state, batch)
+    assert_close(actual, expected)
+    assert_close(mean_penalty.estimate, penalty.estimate)
 
 
 # Losses that communicate
