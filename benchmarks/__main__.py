@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from benchmarks.cluster import ClusterConfig, run_cluster
 from benchmarks.communication import CommunicationConfig, run_communication
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
@@ -16,7 +17,8 @@ from experiments.errors import ExperimentError
 
 STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
-LANGUAGE_CURVE, COMMUNICATION = LanguageCurveConfig(), CommunicationConfig()
+LANGUAGE_CURVE = LanguageCurveConfig()
+COMMUNICATION, CLUSTER = CommunicationConfig(), ClusterConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -55,6 +57,11 @@ def communication(
     run_communication(config, Console())
 
 
+def cluster(config: Annotated[ClusterConfig, tyro.conf.arg(name="")] = CLUSTER) -> None:
+    """Predict the time of a step on up to thousands of accelerators, by a model."""
+    run_cluster(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -74,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "trainer": trainer,
                 "language_curve": language_curve,
                 "communication": communication,
+                "cluster": cluster,
             },
             args=arguments,
             prog="python -m benchmarks",
