@@ -26,7 +26,8 @@ class Collective:
         sizes: Their bytes. That is what is summed or moved, whole: the result of an all-reduce, of
             an all-gather, of an all-to-all and of a permutation, the operand of a reduce-scatter.
         channel: The compiler's number for it, by which the pieces of one collective are known: the
-            TPU's compiler spreads a gather over several fusions. `None` for one of a loop's rounds.
+            TPU's compiler spreads a gather over several fusions. Collectives of different kinds may
+            share a number. `None` for one of a loop's rounds.
     """
 
     kind: str
@@ -199,9 +200,9 @@ def _repeated(path: Path, line: str) -> Path:
 
 
 def _one_of_each_channel(collectives: Sequence[Collective]) -> tuple[Collective, ...]:
-    numbered = {each.channel: each for each in reversed(collectives)}
+    first = {(each, each.channel): each for each in reversed(collectives)}
     return tuple(
-        each for each in collectives if each.channel is None or numbered[each.channel] is each
+        each for each in collectives if each.channel is None or first[each, each.channel] is each
     )
 
 

@@ -78,6 +78,14 @@ def test_pieces_of_one_channel_are_one_collective():
     assert path.counts() == {"all-reduce": 1}
 
 
+def test_collectives_of_one_channel_and_different_kinds_are_two():
+    gather = "%g = f32[8]{0} all-gather(%x), channel_id=3"
+    (path,) = communication_paths(
+        program(gather, all_reduce("f32[8]{0}", channel=3), others=ADD), 8
+    )
+    assert path.counts() == {"all-gather": 1, "all-reduce": 1}
+
+
 def test_the_fusion_that_scatters_what_it_reduces_is_a_reduce_scatter():
     fused = computation("all-reduce-scatter.2", all_reduce("f32[8]{0}"))
     call = "%f = f32[1]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2"
