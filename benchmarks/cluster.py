@@ -63,8 +63,8 @@ class Workload:
         num_layers: How many layers SEHT-D draws from.
         flops: Operations of the plain step on the device's part of the batch.
         utilisation: The share of the peak that the device reaches.
-        fully_sharded: Whether params are sharded over the devices, and gathered, in bfloat16, once
-            for the forward pass and once for the backward one, and their gradients scattered.
+        fully_sharded: Whether params are sharded over the devices, and gathered, once for the
+            forward pass and once for the backward one, and their gradients scattered.
         num_norms: How many layers normalise by statistics of the global batch.
         num_channels: How many channels these have together.
         compute_ratios: The time of a penalised step in plain ones, by the name of the dense form.
@@ -93,12 +93,15 @@ class Step:
         compute_ratio: Its computation, in plain steps.
         streams: How many streams pass a normalisation, for each of which it reduces statistics.
         waits: How many more reductions of little data it waits for.
+        gathered_bytes: Bytes in which a sharded param is gathered. The products of the exact
+            Hessian are evaluated at sums, which are formed in float32.
     """
 
     name: str
     compute_ratio: float = 1.0
     streams: float = 1.0
     waits: float = 0.0
+    gathered_bytes: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +257,7 @@ def steps(workload: Workload) -> list[Step]:
     """
     dense = [
         Step(GAUSS_NEWTON, workload.compute_ratios[GAUSS_NEWTON], 2, workload.waits[GAUSS_NEWTON]),
-        Step(HESSIAN, workload.compute_ratios[HESSIAN], 3, workload.waits[HESSIAN]),
+        Step(HESSIAN, workload.compute_ratios[HESSIAN], 3, workload.waits[HESSIAN], 4),
     ]
     sparse = [_sparse(dense[1], p, workload.num_layers) for p in DRAW_PROBABILITIES]
     return [Step(PLAIN), *dense, *sparse]
@@ -290,7 +293,7 @@ def step_seconds(workload: Workload, step: Step, cluster: Cluster) -> float:
         Seconds.
     """
     compute = step.compute_ratio * workload.flops / (cluster.flops * workload.utilisation)
-    bulk = _bulk_seconds(workload, cluster)
+    bulk = _bulk_seconds(workload, step, cluster)
     return compute + bulk - min(cluster.overlap * bulk, compute) + _waiting(workload, step, cluster)
 
 
@@ -322,12 +325,12 @@ def gather_seconds(num_bytes: float, cluster: Cluster) -> float:
     return rounds * cluster.latency + share * num_bytes / cluster.bandwidth
 
 
-def _bulk_seconds(workload: Workload, cluster: Cluster) -> float:
-    """Params and gradients: the same for every form, as the compiled steps show."""
+def _bulk_seconds(workload: Workload, step: Step, cluster: Cluster) -> float:
+    """Params and gradients, each of which every form communicates as often as a plain step."""
     gradient_bytes = 4 * workload.num_params
     if not workload.fully_sharded:
         return all_reduce_seconds(gradient_bytes, cluster)
-    gathers = 2 * gather_seconds(2 * workload.num_params, cluster)
+    gathers = 2 * gather_seconds(step.gathered_bytes * workload.num_params, cluster)
     return gathers + gather_seconds(gradient_bytes, cluster)
 
 
@@ -344,9 +347,9 @@ def _waiting(workload: Workload, step: Step, cluster: Cluster) -> float:
 
 def _sparse(dense: Step, p: float, num_layers: int) -> Step:
     share = penalised_share(p, num_layers)
+    plain = Step(PLAIN)
+    fields = ("compute_ratio", "streams", "waits", "gathered_bytes")
     return Step(
         f"SEHT-D, p = {p}",
-        1 + share * (dense.compute_ratio - 1),
-        1 + share * (dense.streams - 1),
-        share * dense.waits,
+        *((1 - share) * getattr(plain, name) + share * getattr(dense, name) for name in fields),
     )

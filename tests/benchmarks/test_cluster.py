@@ -62,8 +62,10 @@ def test_the_gradient_is_reduced_once_in_every_form():
 
 def test_params_that_are_sharded_are_gathered_twice_and_their_gradients_scattered():
     sharded = dataclasses.replace(SMALL, fully_sharded=True)
-    communication = 2 * gather_seconds(2 * 25, EIGHT) + gather_seconds(4 * 25, EIGHT)
-    assert seconds(sharded, PLAIN) == pytest.approx(8 + communication)
+    scatter = gather_seconds(4 * 25, EIGHT)
+    for step, ratio, size in ((PLAIN, 1, 2), (GAUSS_NEWTON_STEP, 2, 2), (HESSIAN_STEP, 3, 4)):
+        gathers = 2 * gather_seconds(size * 25, EIGHT)
+        assert seconds(sharded, step) == pytest.approx(ratio * 8 + gathers + scatter)
 
 
 def test_what_overlaps_is_hidden_as_far_as_there_is_computation():
