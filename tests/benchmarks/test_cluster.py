@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -172,3 +173,14 @@ def test_assumptions_are_those_of_the_reader():
 def test_numbers_are_checked(field, value, words):
     with pytest.raises(ValueError, match=f"{field} must be .*{words}"):
         cluster.ClusterConfig(**{field: value})
+
+
+def test_the_document_shows_the_predictions():
+    document = Path(__file__).parents[2] / "docs" / "scaling.md"
+    lines = document.read_text(encoding="utf-8").splitlines()
+    report = json.loads(run_cluster(ClusterConfig(), Console(file=io.StringIO())).read_text())
+    for prediction in report["predictions"]:
+        ratios = " | ".join(f"{ratio:.2f}x" for ratio in prediction["ratios"].values())
+        milliseconds = 1e3 * prediction["seconds"]["plain step"]
+        cells = (prediction["workload"], f"{prediction['num_devices']:,}", f"{milliseconds:.1f} ms")
+        assert f"| {' | '.join(cells)} | {ratios} |" in lines
