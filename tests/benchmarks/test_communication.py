@@ -53,12 +53,15 @@ def model(name):
 @pytest.fixture(scope="module")
 def paths():
     """The paths of a network, a placement and a form; each is compiled once."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Products are made as those of large layers are, and may be left out at run time.
-        patch.setattr(products, "_WORTHWHILE_INTENSITY", 0)
-        yield functools.cache(
-            lambda name, placement, form: step_paths(model(name), placement, form, host_mesh())
-        )
+
+    @functools.cache
+    def compiled(name, placement, form):
+        with pytest.MonkeyPatch.context() as patch:
+            # Products are made as those of large layers are, and may be left out at run time.
+            patch.setattr(products, "_WORTHWHILE_INTENSITY", 0)
+            return step_paths(model(name), placement, form, host_mesh())
+
+    return compiled
 
 
 def param_bytes(name, ranks):
