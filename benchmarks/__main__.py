@@ -6,6 +6,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from benchmarks.cluster import ClusterConfig, run_cluster
+from benchmarks.communication import CommunicationConfig, run_communication
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.precision import PrecisionConfig, run_precision
@@ -17,6 +19,7 @@ from experiments.errors import ExperimentError
 STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
 LANGUAGE_CURVE, PRECISION = LanguageCurveConfig(), PrecisionConfig()
+COMMUNICATION, CLUSTER = CommunicationConfig(), ClusterConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -53,6 +56,18 @@ def precision(config: Annotated[PrecisionConfig, tyro.conf.arg(name="")] = PRECI
     run_precision(config, Console())
 
 
+def communication(
+    config: Annotated[CommunicationConfig, tyro.conf.arg(name="")] = COMMUNICATION,
+) -> None:
+    """Count what a step communicates on eight devices, by its compiled program."""
+    run_communication(config, Console())
+
+
+def cluster(config: Annotated[ClusterConfig, tyro.conf.arg(name="")] = CLUSTER) -> None:
+    """Predict the time of a step on up to thousands of accelerators, by a model."""
+    run_cluster(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -72,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "trainer": trainer,
                 "language_curve": language_curve,
                 "precision": precision,
+                "communication": communication,
+                "cluster": cluster,
             },
             args=arguments,
             prog="python -m benchmarks",

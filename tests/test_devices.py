@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
@@ -181,6 +182,124 @@ def test_a_replicated_argument_that_is_differentiated_gets_the_sum_over_devices(
 
     value, slope = in_shard_map(step)(*data, KEY)
     assert_close(slope, value / 2)
+
+
+# Whole training steps: with one key for all devices, every form of the step is that of one device
+
+
+def marked_loss(params, batch):
+    hidden = jnp.tanh(batch["image"] @ params["first"]["kernel"])
+    outputs = seht.outputs(hidden @ params["second"]["kernel"])
+    return jnp.mean((outputs - batch["target"]) ** 2)
+
+
+def gathering_loss(params, batch):
+    return marked_loss(lax.with_sharding_constraint(params, NamedSharding(MESH, P())), batch)
+
+
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def sgd_step(objective, form):
+    """A step of SGD on `objective(key)(params, batch)`, averaged by the documented rules."""
+
+    def step(state, batch, key):
+        params, opt_state = state
+
+        def mean_loss(params):
+            loss = objective(key)(params, batch)
+            return lax.pmean(loss, "data") if form == "check_vma" else loss
+
+        gradients = jax.grad(mean_loss)(params)
+        if form in {"no_check_vma", "pmap"}:
+            gradients = lax.pmean(gradients, "data")
+        updates, opt_state = TX.update(gradients, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    return step
+
+
+def on_devices(form, step):
+    if form == "pmap":
+        mapped = jax.pmap(step, "data", in_axes=(None, 0, None), out_axes=None)
+        return lambda state, batch, key: mapped(state, shards(batch), key)
+    if form in {"check_vma", "no_check_vma"}:
+        in_specs = (P(), P("data"), P())
+        check_vma = form == "check_vma"
+        return jax.jit(
+            jax.shard_map(step, mesh=MESH, in_specs=in_specs, out_specs=P(), check_vma=check_vma)
+        )
+    return jax.jit(step)
+
+
+def trained(step, state, batch):
+    for key in jax.random.split(KEY, 4):
+        state = step(state, batch, key)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("p", "curvature"), [(None, "gauss_newton"), ((0.6, 0.4), "hessian")], ids=["seht_h", "seht_d"]
+)
+@pytest.mark.parametrize(
+    "form", ["replicated", "sharded", "gathered", "check_vma", "no_check_vma", "pmap"]
+)
+def test_every_form_of_the_step_trains_the_weights_that_one_device_does(data, form, p, curvature):
+    params, batch = data
+
+    def objective(loss_fn):
+        return lambda key: seht.regularize(loss_fn, key, p, LAM, curvature=curvature)
+
+    state = params, TX.init(params)
+    expected = trained(jax.jit(sgd_step(objective(marked_loss), "jit")), state, batch)
+    if form in {"replicated", "sharded", "gathered"}:
+        batch = sharded(batch)
+        axis = None if form == "replicated" else "data"
+        specs = {"first": {"kernel": P(None, axis)}, "second": {"kernel": P(axis)}}
+        shardings = jax.tree.map(lambda spec: NamedSharding(MESH, spec), specs)
+        params = jax.device_put(params, shardings)
+        state = params, TX.init(params)
+    loss_fn = gathering_loss if form == "gathered" else marked_loss
+    step = on_devices(form, sgd_step(objective(loss_fn), form))
+    assert_close(trained(step, state, batch), expected)
+
+
+def optax_step(tx, average):
+    """A step of the optax form; `average` is what is averaged before the updates are."""
+
+    def step(state, batch, key):
+        params, opt_state = state
+
+        def value_fn(params):
+            return marked_loss(params, batch)
+
+        def mean_loss(params):
+            loss = value_fn(params)
+            return lax.pmean(loss, "data") if average == "loss" else loss
+
+        gradients = jax.grad(mean_loss)(params)
+        if average == "gradients":
+            gradients = lax.pmean(gradients, "data")
+        updates, (penalty, *others) = tx.update(gradients, opt_state, params, value_fn=value_fn)
+        if average is not None:
+            # The estimate, which is for the log, is that of each device.
+            updates, estimate = lax.pmean((updates, penalty.estimate), "data")
+            penalty = penalty._replace(estimate=estimate)
+        return optax.apply_updates(params, updates), (penalty, *others)
+
+    return step
+
+
+@FORMS
+def test_every_form_of_the_step_takes_the_optax_form(data, form):
+    params, batch = data
+    tx = optax.chain(seht.add_hessian_trace((0.6, 0.4), LAM, KEY), optax.sgd(0.1))
+    state = params, tx.init(params)
+    expected, (penalty, *_) = trained(jax.jit(optax_step(tx, None)), state, batch)
+    step = optax_step(tx, "loss" if form == "check_vma" else "gradients")
+    actual, (mean_penalty, *_) = trained(on_devices(form, step), state, batch)
+    assert_close(actual, expected)
+    assert_close(mean_penalty.estimate, penalty.estimate)
 
 
 # Losses that communicate

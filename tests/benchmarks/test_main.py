@@ -16,10 +16,12 @@ from benchmarks.step_time import NoSuchRowError
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["step_time", "scaling", "exact_trace", "trainer"]),
+        ([], ["step_time", "scaling", "exact_trace", "trainer", "communication", "cluster"]),
         (["step_time"], ["--models", "--rows", "--rounds", "--quick", "wrn-16-4"]),
         (["scaling"], ["--tables", "--width", "--rounds", "--quick", "probes"]),
         (["exact_trace"], ["--layers", "--width", "--weights", "--quick", "stem_conv"]),
+        (["communication"], ["--models", "--placements", "--tpu", "--quick", "shard_map"]),
+        (["cluster"], ["--devices", "--bandwidth", "--latency", "--overlap", "--flops"]),
         (["trainer"], ["--width", "--batch-size", "--steps", "--rounds", "--quick"]),
     ],
 )
