@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.errors import DamagedFileError
 from experiments.training.logging import LOG, read_log
 
 
@@ -31,9 +32,17 @@ def read_curves(directory: Path, figure: str) -> Curves:
 
     Returns:
         The curves; the validation figures are nan where there are no validation data.
+
+    Raises:
+        DamagedFileError: If there is no log, or what is there is none.
     """
     in_log = figure.replace("_", "/", 1)
     rows = read_log(directory / LOG)
+    if not rows:
+        raise DamagedFileError(
+            f"{directory / LOG} is empty or missing, and the run is finished. Restore it, or "
+            "delete the run directory and run it again."
+        )
     steps = np.diff([0, *(row["step"] for row in rows)])
     # A line stands for the steps since the one before, and a line ends with every epoch.
     epoch_of_line = np.ceil([row["epoch"] for row in rows]).astype(int)
