@@ -12,16 +12,19 @@ installed = $(1:%=$(VENV)/.installed-%)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pips must not write to one environment
-.PHONY: help demo test lint bench clean distclean
+.PHONY: help demo test test-all lint bench clean distclean
 .SECONDARY:
 
 help: ## List the targets.
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(call installed,experiments) ## Train a small network with SEHT and without, and compare them.
 	$(BIN)/python -m experiments demo $(ARGS)
 
 test: $(call installed,test) ## Run the tests, the docstrings' examples and the README's (ARGS="-k name").
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not long" $(ARGS)
+
+test-all: $(call installed,test) ## Run all tests, the long ones too.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # PYRIGHT_PYTHON_IGNORE_WARNINGS: pyright does not go online to look for a newer release of itself.

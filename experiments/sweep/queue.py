@@ -325,7 +325,7 @@ class RunQueue:
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False, states=states)
-        return [trial for trial in trials if trial.user_attrs.get("run") in self._order]
+        return [trial for trial in trials if _key(trial) in self._runs]
 
     def _trial_id(self, trial: FrozenTrial) -> int:
         study_id = self._storage.get_study_id_from_name(self._study_name)
@@ -395,7 +395,9 @@ def _open_storage(
 
 
 def _key(trial: FrozenTrial) -> str:
-    return trial.user_attrs["run"]
+    """Read which run a trial is; one of somebody else's in the same study is none."""
+    key = trial.user_attrs.get("run")
+    return key if isinstance(key, str) else ""
 
 
 def _params(run: PlannedRun) -> dict[str, float]:

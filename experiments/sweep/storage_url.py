@@ -44,8 +44,8 @@ def parse_storage_url(url: str) -> URL:
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
         raise StorageError(f"{_WANTED}, not {shown}") from error
-    if "\0" in url:
-        raise StorageError(f"{_WANTED}, not {shown}: it has a zero byte in it")
+    if not url.isprintable():
+        raise StorageError(f"{_WANTED}, not {shown}: it has unprintable characters")
     if backend not in _DRIVERS or (
         backend == "sqlite" and parsed.database in {None, "", ":memory:"}
     ):
