@@ -94,7 +94,7 @@ def test_the_file_of_a_database_may_have_any_name(tmp_path, name):
 
 
 def test_no_file_and_no_output_of_a_sweep_has_the_password(
-    postgresql_server, tmp_path, monkeypatch
+    postgresql_server, tmp_path, monkeypatch, capfd, caplog
 ):
     """A sweep on a server, with a run that diverges, one that breaks, and a server that refuses."""
     url = postgresql_server.format("postgres").replace("tester@", f"tester:{WRITTEN}@")
@@ -128,6 +128,7 @@ def test_no_file_and_no_output_of_a_sweep_has_the_password(
     written = contents(tmp_path)
     assert len(written) > 10
     assert "diverged at step 7" in output.getvalue()
-    for text in [output.getvalue().encode(), *written.values()]:
+    shown = [output.getvalue(), *capfd.readouterr(), caplog.text]
+    for text in [*(each.encode() for each in shown), *written.values()]:
         for form in (SECRET, WRITTEN, "hunter2"):
             assert form.encode() not in text
