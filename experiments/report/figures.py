@@ -182,13 +182,13 @@ def _read_all(point: PointRecord, figure: str) -> list[Curves]:
         DamagedFileError: If they are not of the same epochs.
     """
     curves = [read_curves(run.directory, figure) for run in point.finished]
-    longest = max((each.epochs for each in curves), key=len)
+    first = point.finished[0].directory
     for run, each in zip(point.finished, curves, strict=True):
-        if not np.array_equal(each.epochs, longest):
+        if not np.array_equal(each.epochs, curves[0].epochs):
             raise DamagedFileError(
-                f"{run.directory / LOG} has other epochs than the logs of the other seeds: "
-                f"{len(each.epochs)}, not {len(longest)}. Restore it, or delete the run directory "
-                "and run it again."
+                f"{first / LOG} has {len(curves[0].epochs)} epochs, and {run.directory / LOG} has "
+                f"{len(each.epochs)}, or others: one of them is damaged. Restore it, or delete the "
+                "run directory and run it again."
             )
     return curves
 

@@ -256,7 +256,7 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
         }
     )
     numbers = ", ".join(map(str, epochs))
-    reported = {point.settings.get("reported") for row in sweep.rows for point in row.points}
+    reported = {str(point.settings.get("reported")) for row in sweep.rows for point in row.points}
     if reported == {"best"}:
         where = "at each run's best epoch on validation data" + (
             f", of {numbers}" if epochs else ""

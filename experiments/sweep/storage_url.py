@@ -19,8 +19,10 @@ _DRIVERS = {
 # Settings of libpq's that may stand behind the question mark.
 _SECRET = re.compile(r"pass|secret|token|key", re.IGNORECASE)
 _MAYBE_SECRET = re.compile(r"@|pass|secret|token|key", re.IGNORECASE)
+# A path may have some of these signs, and is used as it is typed.
+_LIKE_A_URL = re.compile(r"://|postgres[^:@/]*[:/]", re.IGNORECASE)
 _IN_ARGUMENT = re.compile(
-    r"(?P<start>^(?:--[\w-]+=)?(?:[\w+.-]+:/*|[\w+.-]*//)[^:@/]*:).*(?P<end>@)", re.DOTALL
+    r"((?:://|postgres[^:@/]*[:/]/*)[^:@/]*:).*(@)", re.IGNORECASE | re.DOTALL
 )
 _IN_QUERY = re.compile(r"([?&][^=&]*(?:pass|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
@@ -46,6 +48,11 @@ def parse_storage_url(url: str) -> URL:
         raise StorageError(f"{_WANTED}, not {shown}") from error
     if not url.isprintable():
         raise StorageError(f"{_WANTED}, not {shown}: it has unprintable characters")
+    signs = url.partition("?")[0].count("@")
+    if backend != "sqlite" and signs > (parsed.username is not None):
+        raise StorageError(
+            f"{_WANTED}, in which @ stands once; in a user's name or a password it is written %40"
+        )
     if backend not in _DRIVERS or (
         backend == "sqlite" and parsed.database in {None, "", ":memory:"}
     ):
@@ -53,10 +60,6 @@ def parse_storage_url(url: str) -> URL:
     if parsed.drivername not in _DRIVERS[backend]:
         raise StorageError(
             f"{_WANTED}, without the name of a driver, not {without_password(parsed)}"
-        )
-    if "@" in f"{parsed.host}{parsed.database}{parsed.username}" and backend == "postgresql":
-        raise StorageError(
-            f"{_WANTED}, in which @ stands once; in a user's name or a password it is written %40"
         )
     return parsed
 
@@ -116,4 +119,6 @@ def hide_in_argument(argument: str) -> str:
     Returns:
         The argument; if it looks like a URL with a password, with `HIDDEN` in its place.
     """
-    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_ARGUMENT.sub(rf"\g<start>{HIDDEN}\g<end>", argument))
+    if not _LIKE_A_URL.search(argument):
+        return argument
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_ARGUMENT.sub(rf"\1{HIDDEN}\2", argument))

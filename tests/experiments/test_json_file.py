@@ -72,5 +72,5 @@ def test_a_field_that_is_missing_or_of_another_type_is_named():
         check_fields({"step": 1}, fields, "the line")
     with pytest.raises(ValueError, match="'step' of the line: float is not an instance of int"):
         check_fields({"step": 1.0, "loss": 2.0}, fields, "the line")
-    with pytest.raises(ValueError, match="the line: list is not an instance of dict|is not a dict"):
+    with pytest.raises(ValueError, match="the line: list is not a dict"):
         check_fields([], fields, "the line")

@@ -50,7 +50,7 @@ def change_row(random, path):
         connection.close()
 
 
-@many(short=20, long=250)
+@many(short=12, long=250)
 @pytest.mark.filterwarnings("ignore")  # of Optuna, about what it finds
 def test_a_damaged_database_is_named(used, tmp_path, record_property, num_cases):
     original = used.read_bytes()
