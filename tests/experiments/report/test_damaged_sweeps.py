@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from known_sweep import FINISHED, SWEEP, write_runs
-from mutation import check_cases, contents, many, mutated_bytes, mutated_json, refusal
+from mutation import STRINGS, check_cases, contents, many, mutated_bytes, mutated_json, refusal
 
 from experiments import __main__ as command_line
 from experiments.errors import ExperimentError
@@ -107,7 +107,11 @@ def test_damaged_files_are_named_where_figures_are_drawn(sweep, capsys, record_p
             lines[damaged] = row.replace(b"\n", b"")
             path.write_bytes(b"\n".join(lines) + b"\n")
         else:
-            path.write_bytes(mutated_json(random, json.loads(originals[path])))
+            plan = json.loads(originals[path])
+            row = random.choice(plan["rows"])
+            row["label"] = plan["columns"][0]["heading"] = random.choice(STRINGS)
+            plan["convergence"] = [each["label"] for each in plan["rows"]]
+            path.write_text(json.dumps(plan))
         refused = is_refused(["report", str(sweep)], capsys, [path, path.parent])
         path.write_bytes(originals[path])
         return refused

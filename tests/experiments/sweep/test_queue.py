@@ -1,6 +1,5 @@
 """The queue, on SQLite and on a PostgreSQL server."""
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import optuna
 import pytest
@@ -248,7 +248,7 @@ def test_a_database_that_goes_away_is_named_without_its_password(open_queue, mon
     claim, before = queue.claim(), queue.progress()
     with sweep_worker.database_away(queue), monkeypatch.context() as patch:
         patch.setattr(queue, "_url", parse_storage_url("postgresql://me:secret@host/db"))
-        patch.setattr("experiments.sweep.queue.database_lock", contextlib.nullcontext)
+        patch.setattr("experiments.sweep.queue.database_lock", lambda url, name: nullcontext())
         with pytest.raises(StorageError, match=r"can not be used: .*server is away") as caught:
             call(queue, claim)
     assert "postgresql://me:***@host/db" in str(caught.value)

@@ -185,5 +185,6 @@ def test_what_is_advised_against_divergence_applies_to_the_run(plain, method, cl
 
 def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_log(path) == [{"step": 1, "loss": 2.0}]
+    row = {"step": 1, "epoch": 0.1, "loss": 2.0, "seconds": 0.1, "step_time": 0.1}
+    path.write_text(json.dumps(row) + '\n{"step": 2, "lo')
+    assert read_log(path) == [row]
