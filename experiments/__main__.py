@@ -1,11 +1,15 @@
 """The command line: `python -m experiments --help`."""
 
+import dataclasses
+import functools
+import io
 import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from experiments.config import TrainConfig
 from experiments.data.command import PrepareConfig, run_prepare
@@ -15,6 +19,7 @@ from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report.command import ReportConfig, write_report
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.sweep.command import SweepConfig, run_sweep
+from experiments.sweep.storage_url import hide_in_argument
 from experiments.training.devices import is_first_process, join_processes
 from experiments.training.loop import train as train_network
 from experiments.training.preemption import EXIT_STATUS, Terminated
@@ -34,7 +39,7 @@ def prepare(config: Annotated[PrepareConfig, tyro.conf.arg(name="")]) -> None:
 
     After an interruption the same command goes on. What is there already is not touched.
     """
-    run_prepare(config, Console())
+    run_prepare(config, _console())
 
 
 # A choice of one command, which needs a second part, that is not shown, to be a choice.
@@ -52,13 +57,13 @@ def data(command: Annotated[DataCommand, tyro.conf.arg(name="")]) -> None:
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
     """Train a small network plainly, with SEHT-D and in the recommended form, and compare them."""
     with explain_os_errors("run the demo", config.output_dir, "--output-dir", "its results"):
-        run_demo(config, Console())
+        run_demo(config, _console())
 
 
 def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
     """Write tables, figures and one page about a sweep, from the logs of its runs."""
     with explain_os_errors("write the report", config.directory, "DIRECTORY", "its figures"):
-        write_report(config, Console())
+        write_report(config, _console())
 
 
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
@@ -69,7 +74,7 @@ def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGT
     with explain_os_errors(
         f"run the study {config.study}", config.output_dir, "--output-dir", "its runs"
     ):
-        run_strength(config, Console())
+        run_strength(config, _console())
 
 
 def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
@@ -84,7 +89,7 @@ def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
         "--output-dir",
         "the checkpoints of its runs",
     ):
-        run_sweep(config, Console())
+        run_sweep(config, _console())
 
 
 def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
@@ -93,7 +98,7 @@ def train(preset: Annotated[Preset, tyro.conf.arg(name="")]) -> None:
     The same command goes on with a run that was interrupted.
     """
     join_processes(preset.devices)
-    console = Console(quiet=not is_first_process())
+    console = _console(quiet=not is_first_process())
     with explain_os_errors("train", preset.resolved_run_dir, "--run-dir", "its checkpoints"):
         console.print(summary_table(train_network(preset, console)))
 
@@ -107,7 +112,14 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    console = Console(stderr=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A path need not be text, and a terminal need not know every character.
+            stream.reconfigure(errors="backslashreplace")
+    typed = sys.argv[1:] if arguments is None else arguments
+    # What can not be understood is shown as it was typed, so passwords are put back later.
+    hidden = {hide_in_argument(argument): argument for argument in typed}
+    console = _console(stderr=True)
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -115,17 +127,17 @@ def main(arguments: list[str] | None = None) -> int:
                 "demo": demo,
                 "report": report,
                 "strength": strength,
-                "sweep": sweep,
+                "sweep": _with_password(hidden),
                 "train": train,
             },
-            args=arguments,
+            args=list(map(hide_in_argument, typed)),
             prog="python -m experiments",
             description="Experiments with Hessian-trace regularization.",
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
     except ExperimentError as error:
-        message = escape(str(error))  # SQL has square brackets
-        console.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error:", "bold red"), f" {error}")
+        console.print(message, highlight=False, soft_wrap=True)
         return 1
     except Terminated as end:
         console.print(f"{end} The same command goes on from there.")
@@ -134,6 +146,34 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("Stopped. The same command goes on from the last checkpoint.")
         return 130
     return 0
+
+
+def _with_password(hidden: Mapping[str, str]) -> Callable[[SweepConfig], None]:
+    """Make the command `sweep` for arguments whose passwords are hidden.
+
+    Args:
+        hidden: What was typed, by what it looks like with its password hidden.
+
+    Returns:
+        The command.
+    """
+
+    @functools.wraps(sweep)
+    def sweep_with_password(config: SweepConfig) -> None:
+        storage = config.storage
+        for shown, argument in hidden.items():
+            # An option and its value may be one argument, --storage=URL.
+            if storage is not None and shown in {storage, f"--storage={storage}"}:
+                storage = argument.removeprefix("--storage=")
+                break
+        sweep(dataclasses.replace(config, storage=storage))
+
+    return sweep_with_password
+
+
+def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Make a console that shows text as it is: paths and labels may have square brackets."""
+    return Console(stderr=stderr, quiet=quiet, markup=False, emoji=False)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 import tyro
 
 from experiments.errors import SettingError
+from experiments.json_file import Scalar, check_fields, check_kind
 from experiments.models.rnn_lm import Initialisation
 from experiments.models.wide_resnet import blocks_per_group
 from experiments.regularizers import GaussNewton, Regularizer, describe_method, parse_method
@@ -33,6 +34,7 @@ OnDivergence: TypeAlias = Literal["stop", "skip", "restore"]
 
 NUM_HEADS = 4
 MESH_AXES = ("data", "model")
+_LARGEST = 2**31 - 1  # of the integers that JAX computes with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,10 +391,13 @@ class TrainConfig:
             "checkpoint_every": 0,
             "keep_checkpoints": 1,
             "keep_checkpoints_every": 0,
+            "seed": 0,
         }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+            if getattr(self, name) > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST}, not {getattr(self, name)}")
         parts = mesh_sizes(self.devices.mesh).get("data", 1)
         if self.batch_size % parts:
             raise ValueError(
@@ -433,6 +438,23 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
         if name not in _NO_INFLUENCE and not name.startswith(_NO_INFLUENCE_IN)
     }
     return json.loads(json.dumps(flat))
+
+
+def check_settings(stored: Any) -> dict[str, Any]:
+    """Check that a value from a file can be what `to_json` returned, now or in an earlier version.
+
+    Args:
+        stored: A JSON value.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    check_kind(stored, dict[str, Scalar | list[Scalar]], "the settings")
+    fields = {"data.dataset": str, "method": list[str], "epochs": int}
+    return check_fields(stored, fields, "the settings")
 
 
 def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:

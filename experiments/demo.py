@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -21,6 +20,8 @@ from rich.table import Table
 import seht_jax as seht
 from experiments.config import DataConfig, to_json
 from experiments.data.load import load_dataset
+from experiments.errors import DamagedFileError
+from experiments.json_file import check_fields, read_json
 from experiments.presets import digits
 from experiments.regularizers import GaussNewton, Regularizer, SehtD
 from experiments.training.logging import add_run, make_progress, show
@@ -442,17 +443,36 @@ def _take_over(path: Path, settings: dict[str, Any], num_seeds: int, console: Co
         if file.exists():
             aside = _free_name(file)
             file.rename(aside)
-            console.print(f"Other settings made {file}: kept as {aside}.", highlight=False)
+            console.print(
+                f"Other settings, or another program, made {file}: kept as {aside}.",
+                highlight=False,
+            )
     return []
 
 
 def _read_results(path: Path) -> Results | None:
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    if not isinstance(results, dict) or not {"settings", "environment", "runs"} <= results.keys():
-        return None
+        return read_json(path, _check_results, fix="")
+    except DamagedFileError:
+        return None  # it is put aside
+
+
+def _check_results(value: Any) -> Results:
+    """Check what a demo that goes on reads.
+
+    Raises:
+        ValueError: If it is not there, or a curve has not as many points as steps.
+    """
+    fields = {"settings": dict[str, Any], "environment": dict[str, Any], "runs": list[Run]}
+    results = check_fields(value, fields, "the results")
+    curves = {"train_losses": "train_steps", "test_losses": "curve_steps", "traces": "curve_steps"}
+    numbers = dict.fromkeys(("test_loss", "test_accuracy", "trace"), float)
+    lists = dict.fromkeys([*curves, *curves.values()], list[float])
+    for run in results["runs"]:
+        check_fields(run, {"method": str, "seed": int} | numbers | lists, "a run")
+        for curve, steps in curves.items():
+            if len(run[curve]) != len(run[steps]):
+                raise ValueError(f"{curve!r} of a run has not as many points as {steps!r}")
     return results
 
 

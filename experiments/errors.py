@@ -14,6 +14,10 @@ class MissingDataError(ExperimentError):
     """A data set is not where it was looked for."""
 
 
+class DamagedFileError(ExperimentError):
+    """A file of a run, a sweep or a study is not what the project has written."""
+
+
 class SettingError(ExperimentError, ValueError):
     """A setting does not fit the data."""
 

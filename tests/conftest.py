@@ -26,6 +26,23 @@ def enable_x64():
         yield
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say how many cases each fuzz test had, and how many of them were refused."""
+    tallies = [
+        tally
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, tally in report.user_properties
+        if name == "fuzz"
+    ]
+    if tallies:
+        terminalreporter.section("mutated input")
+        for tally in sorted(tallies, key=lambda tally: tally["target"]):
+            terminalreporter.line("{target}: {cases:,} cases, {refused:,} refused".format(**tally))
+        terminalreporter.line(f"in all: {sum(tally['cases'] for tally in tallies):,} cases")
+
+
 @pytest.fixture
 def small():
     """A small network whose loss has no aux."""

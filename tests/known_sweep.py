@@ -10,6 +10,16 @@ from experiments.sweep.plan import plan_runs, write_plan
 from experiments.training.run_directory import write_json, write_result
 
 NUM_SEEDS = 3
+# What every result has beside its figures.
+FINISHED = {
+    "name": "known",
+    "method": ["plain"],
+    "seed": 0,
+    "epochs": 2,
+    "steps": 8,
+    "training_seconds": 1.0,
+    "median_step_time": 0.1,
+}
 PLAIN = TrainConfig(method=(), epochs=2)
 
 
@@ -71,7 +81,7 @@ def write_run(directory, accuracies, step_time):
     (directory / "metrics.jsonl").write_text("".join(lines))
     validation, test = accuracies
     result = {"validation_accuracy": validation, "test_accuracy": test, "test_loss": 1 - test}
-    write_result(directory, result)
+    write_result(directory, FINISHED | result)
 
 
 def write_runs(directory, sweep=SWEEP, num_seeds=NUM_SEEDS):

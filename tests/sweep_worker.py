@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import sqlalchemy
+from known_sweep import FINISHED
 from rich.console import Console
 
 from experiments.config import TrainConfig
@@ -57,7 +58,7 @@ def fake_run(config, console):
         file.write(f"{directory} {os.getpid()}\n")
     directory.mkdir(exist_ok=True)
     time.sleep(0.05)
-    result = {"validation_accuracy": 0.5, "test_accuracy": 0.25, "epochs": config.epochs}
+    result = FINISHED | {"validation_accuracy": 0.5, "test_accuracy": 0.25}
     write_result(directory, result)
     return result
 

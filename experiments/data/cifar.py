@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
 
 from experiments.data.dataset import Dataset, make_dataset, stratified_holdout
 from experiments.errors import MissingDataError, SettingError
@@ -21,6 +20,7 @@ IMAGE_SHAPE = (32, 32, 3)
 VALIDATION_SIZE = 1000  # where the configuration says nothing
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _SPLIT_SEED = 0
+_MOST_EXAMPLES = 1_000_000  # an array of so many is made before the first is read
 
 _HOW_TO_GET_IT = """\
 Pass --data-dir with the directory that contains {name}/<version>/dataset_info.json.
@@ -44,8 +44,9 @@ def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> 
             another data set.
         SettingError: If nothing is left to train on.
     """
-    builder = open_prepared(name, _find_version(name, data_dir or DEFAULT_DATA_DIR))
-    images, labels = _read(builder, "train")
+    directory = _find_version(name, data_dir or DEFAULT_DATA_DIR)
+    builder = open_prepared(name, directory)
+    images, labels = _read(builder, name, directory, "train")
     if validation_size >= len(labels):
         raise SettingError(
             f"validation_size {validation_size} leaves none of the {len(labels)} training images "
@@ -55,7 +56,7 @@ def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> 
     return make_dataset(
         train=(images[train], labels[train]),
         validation=(images[validation], labels[validation]),
-        test=_read(builder, "test"),
+        test=_read(builder, name, directory, "test"),
         num_classes=NUM_CLASSES[name],
     )
 
@@ -76,15 +77,16 @@ def open_prepared(name: CifarName, directory: Path) -> tfds.core.DatasetBuilder:
     """
     try:
         builder = tfds.builder_from_directory(directory)
-        fault = _find_fault(builder, name)
-    except (OSError, ValueError, ParseError) as error:
-        raise MissingDataError(_unusable(name, directory, f"can not be read: {error}")) from error
+        fault = _find_fault(builder, name, directory)
+    except Exception as error:  # TFDS says nothing of what it raises at a damaged file
+        fault = f"can not be read, {type(error).__name__}: {error}"
+        raise MissingDataError(_unusable(name, directory, fault)) from error
     if fault:
         raise MissingDataError(_unusable(name, directory, fault))
     return builder
 
 
-def _find_fault(builder: tfds.core.DatasetBuilder, name: CifarName) -> str | None:
+def _find_fault(builder: tfds.core.DatasetBuilder, name: CifarName, directory: Path) -> str | None:
     """Find out why data are not what their name says; the answer goes on after "the data"."""
     info = builder.info
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -99,13 +101,22 @@ def _find_fault(builder: tfds.core.DatasetBuilder, name: CifarName) -> str | Non
     classes = getattr(features.get("label"), "num_classes", None)
     if classes != NUM_CLASSES[name]:
         return f"are another data set: they have {classes} classes, not {NUM_CLASSES[name]}"
-    splits: Any = info.splits
+    return _find_fault_of_splits(info.splits, directory)
+
+
+def _find_fault_of_splits(splits: Any, directory: Path) -> str | None:
+    """Find out what is wrong with the splits, likewise."""
     for split in ("train", "test"):
         if split not in splits:
             return f"are not whole: there is no split {split!r}"
         for path in splits[split].filepaths:
+            if Path(path).parent != directory:  # its name is made from the data's own files
+                return f"name a file outside of their directory: {path}"
             if not path.exists():
                 return f"are not whole: {path.name} is missing"
+        size = splits[split].num_examples
+        if not 0 < size <= _MOST_EXAMPLES:
+            return f"are not whole: the split {split!r} has {size} examples"
     return None
 
 
@@ -137,18 +148,43 @@ def _find_version(name: str, data_dir: Path) -> Path:
     return max(versions, key=lambda path: tfds.core.Version(path.name))
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decode one split."""
-    with _quiet_absl():
-        features: Any = builder.info.features
-        # TFDS's decorator hides the method's signature from type checkers.
-        as_data_source: Any = builder.as_data_source
-        source = as_data_source(split=split)
-        labels = np.empty(len(source), np.int32)
-        images = np.empty((len(source), *features["image"].shape), np.uint8)
-        for index, example in enumerate(source):
-            images[index] = example["image"]
-            labels[index] = example["label"]
+def _read(
+    builder: tfds.core.DatasetBuilder, name: CifarName, directory: Path, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode one split.
+
+    Raises:
+        MissingDataError: If it can not be decoded, or is not what it should be.
+    """
+    try:
+        with _quiet_absl():
+            images, labels = _decode(builder, split)
+    except Exception as error:  # array_record, protobuf, TFDS and Pillow each have their own
+        fault = f"can not be read, in the split {split!r}, {type(error).__name__}: {error}"
+        raise MissingDataError(_unusable(name, directory, fault)) from error
+    if not np.all((labels >= 0) & (labels < NUM_CLASSES[name])):
+        fault = f"have labels from {labels.min()} to {labels.max()} in the split {split!r}"
+        raise MissingDataError(_unusable(name, directory, fault))
+    return images, labels
+
+
+def _decode(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Decode one split.
+
+    Raises:
+        ValueError: If an image has another shape or type.
+    """
+    # TFDS's decorator hides the method's signature from type checkers.
+    as_data_source: Any = builder.as_data_source
+    source = as_data_source(split=split)
+    labels = np.empty(len(source), np.int32)
+    images = np.empty((len(source), *IMAGE_SHAPE), np.uint8)
+    for index, example in enumerate(source):
+        image = example["image"]
+        if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
+            raise ValueError(f"image {index} has the shape {image.shape} of {image.dtype}")
+        images[index] = image
+        labels[index] = example["label"]
     return images, labels
 
 

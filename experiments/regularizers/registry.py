@@ -4,10 +4,11 @@ A method is a sequence of words, one for each regularizer: ``seht-d:lam=1e-4,p=0
 ``plain`` stands for none.
 """
 
-import ast
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, get_type_hints
+import math
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from experiments.regularizers.base import Regularizer
 from experiments.regularizers.calibrated_gauss_newton import CalibratedGaussNewton
@@ -128,14 +129,53 @@ def _parse_value(word: str, field: str, text: str, wanted: Any) -> Any:
     Raises:
         ValueError: If it is not of the field's type.
     """
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = text
-    if isinstance(value, int) and not isinstance(value, bool) and wanted in {float, float | None}:
-        value = float(value)
-    # bool is a subclass of int, and `lam=True` is a mistake.
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        type_name = getattr(wanted, "__name__", str(wanted))
-        raise ValueError(f"{field}={text} in {word!r} is not of type {type_name}")
+    kinds = get_args(wanted) or (wanted,)
+    for kind in kinds:
+        try:
+            return _READERS[kind](text)
+        except (KeyError, ValueError):
+            continue
+    type_name = " or ".join(_NAMES[kind] for kind in kinds)
+    raise ValueError(f"{field}={text} in {word!r} is not of type {type_name}")
+
+
+def _read_float(text: str) -> float:
+    """Read a finite number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
     return value
+
+
+def _read_int(text: str) -> int:
+    """Read an integer with which JAX can compute.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    value = int(text)
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(text)
+    return value
+
+
+# Each type of a field is read by itself: a value is no expression of Python's.
+_LARGEST = 2**31 - 1
+_READERS: dict[Any, Callable[[str], Any]] = {
+    bool: {"True": True, "False": False}.__getitem__,
+    int: _read_int,
+    float: _read_float,
+    str: str,
+    NoneType: {"None": None}.__getitem__,
+}
+_NAMES: dict[Any, str] = {
+    bool: "bool",
+    int: f"int, of a size of at most {_LARGEST}",
+    float: "float, and finite",
+    str: "str",
+    NoneType: "None",
+}

@@ -1,14 +1,18 @@
 """The command `python -m experiments report`."""
 
 import dataclasses
-import json
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from experiments.errors import ExperimentError
+from experiments.json_file import check_fields, read_json
 from experiments.report.cost import costs
 from experiments.report.data import report_json, runs_csv
 from experiments.report.figures import DARK, LIGHT, draw_convergence, draw_max_iter
@@ -23,9 +27,17 @@ from experiments.report.tables import (
     markdown,
     result_table,
 )
+from experiments.safe_files import path_inside, replace_file
 from experiments.training.run_directory import write_json
 
 EXACT_TRACE = "exact_trace.json"
+_LAYER_FIELDS = {
+    "layer": str,
+    "num_weights": int,
+    "num_measured": int,
+    "seconds": float,
+    "extrapolated": bool,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +60,7 @@ def write_report(config: ReportConfig, console: Console) -> Path:
         The path of the page.
 
     Raises:
+        DamagedFileError: If a file of a run or of the sweep is not what was written.
         ExperimentError: If the directory is none of a sweep.
     """
     sweep = read_sweep(config.directory)
@@ -65,22 +78,42 @@ def write_report(config: ReportConfig, console: Console) -> Path:
     ]
     text = (sweep.title, f"Sweep {sweep.name}, {sweep.num_seeds} seeds.", parts, _made_with(sweep))
 
-    output = config.directory / "report"
-    output.mkdir(exist_ok=True)
+    output = _output_directory(config.directory)
     for picture in pictures:
-        picture.light.savefig(output / f"{picture.name}.png", dpi=150)
+        replace_file(output / f"{picture.name}.png", _png(picture.light))
     write_json(output / "report.json", report_json(sweep, summaries, cost))
-    (output / "runs.csv").write_text(runs_csv(sweep), encoding="utf-8")
-    (output / "report.md").write_text(render_markdown(*text), encoding="utf-8")
+    replace_file(output / "runs.csv", runs_csv(sweep).encode())
+    replace_file(output / "report.md", render_markdown(*text).encode())
     page = output / "report.html"
-    page.write_text(render_page(*text), encoding="utf-8")
+    replace_file(page, render_page(*text).encode())
     console.print(markdown(results), highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"Page: {page}   Beside it: report.md, report.json, runs.csv and the figures.",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
     return page
+
+
+def _output_directory(directory: Path) -> Path:
+    """Make the directory of the report, which may not be somewhere else.
+
+    Raises:
+        ExperimentError: If it is a link that leads out of the sweep's.
+    """
+    try:
+        output = path_inside(directory, "report")
+    except ValueError as error:
+        raise ExperimentError(f"The report can not be written: {error}") from error
+    output.mkdir(exist_ok=True)
+    return output
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Picture]:
@@ -105,10 +138,27 @@ def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Pictu
 
 
 def _exact_trace(directory: Path) -> list[Table]:
-    path = directory / EXACT_TRACE
-    if not path.exists():
-        return []
-    return [exact_trace_table(json.loads(path.read_text(encoding="utf-8")))]
+    measured = read_json(
+        directory / EXACT_TRACE,
+        _check_exact_trace,
+        "Move it away, or measure again: python -m benchmarks exact_trace.",
+    )
+    return [] if measured is None else [exact_trace_table(measured)]
+
+
+def _check_exact_trace(value: Any) -> dict[str, Any]:
+    """Check what the table shows.
+
+    Raises:
+        ValueError: If it is not there, or of another type.
+    """
+    fields = {"model": str, "plain_seconds": float, "layers": list[dict[str, Any]]}
+    measured = check_fields(value, fields, "the measurement")
+    for layer in measured["layers"]:
+        check_fields(layer, _LAYER_FIELDS, "a layer")
+    if not measured["plain_seconds"] > 0:
+        raise ValueError(f"'plain_seconds' is {measured['plain_seconds']}, and not above 0")
+    return measured
 
 
 def _not_drawn(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.errors import DamagedFileError
 from experiments.training.logging import LOG, read_log
 
 
@@ -31,13 +32,23 @@ def read_curves(directory: Path, figure: str) -> Curves:
 
     Returns:
         The curves; the validation figures are nan where there are no validation data.
+
+    Raises:
+        DamagedFileError: If there is no log, or what is there is none.
     """
     in_log = figure.replace("_", "/", 1)
     rows = read_log(directory / LOG)
+    if not rows:
+        raise DamagedFileError(
+            f"{directory / LOG} is empty or missing, and the run is finished. Restore it, or "
+            "delete the run directory and run it again."
+        )
     steps = np.diff([0, *(row["step"] for row in rows)])
     # A line stands for the steps since the one before, and a line ends with every epoch.
     epoch_of_line = np.ceil([row["epoch"] for row in rows]).astype(int)
-    losses = np.array([row["loss"] for row in rows])
+    # Steps that were skipped have no loss.
+    weights = steps - np.array([row.get("skipped_steps", 0.0) for row in rows])
+    losses = np.array([row.get("loss", 0.0) for row in rows])
     measured = {
         epoch: row[in_log] for epoch, row in zip(epoch_of_line, rows, strict=True) if in_log in row
     }
@@ -46,9 +57,14 @@ def read_curves(directory: Path, figure: str) -> Curves:
         epochs=epochs,
         train_loss=np.array(
             [
-                np.average(losses[epoch_of_line == epoch], weights=steps[epoch_of_line == epoch])
-                for epoch in epochs
+                _average(losses[epoch_of_line == each], weights[epoch_of_line == each])
+                for each in epochs
             ]
         ),
         validation=np.array([measured.get(epoch, np.nan) for epoch in epochs]),
     )
+
+
+def _average(values: np.ndarray, weights: np.ndarray) -> float:
+    """Average; nan where nothing has a weight."""
+    return float(values @ weights / weights.sum()) if weights.any() else float("nan")

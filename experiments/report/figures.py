@@ -12,10 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.regularizers import SehtD
-from experiments.report.curves import read_curves
-from experiments.report.read import SweepRecord
+from experiments.errors import DamagedFileError
+from experiments.regularizers import Regularizer, SehtD, parse_method
+from experiments.report.curves import Curves, read_curves
+from experiments.report.read import PointRecord, SweepRecord
 from experiments.report.summary import Estimate, RowSummary
+from experiments.training.logging import LOG
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the first is the text's colour.
 _COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A500")
@@ -67,6 +69,9 @@ def draw_convergence(
     Returns:
         The figure: per row the mean over finished runs, and a band of one standard error; `None`
         if no run is finished.
+
+    Raises:
+        DamagedFileError: If a log is not what was written.
     """
     drawn = {
         summary.row.label: summary.chosen
@@ -80,10 +85,11 @@ def draw_convergence(
     with _colours(theme):
         figure, (loss_axis, validation_axis) = _empty_figure(theme, num_axes=2)
         for (label, point), style in zip(drawn.items(), _styles(theme), strict=False):
-            curves = [read_curves(run.directory, sweep.selected_by) for run in point.finished]
+            curves = _read_all(point, sweep.selected_by)
             epochs = curves[0].epochs
             diverged = f", {point.num_diverged} diverged" if point.num_diverged else ""
-            name = f"{label} (n = {len(curves)}{diverged})"
+            # A dollar sign is one, and no formula of TeX's.
+            name = f"{label} (n = {len(curves)}{diverged})".replace("$", r"\$")
             _draw_band(loss_axis, epochs, [each.train_loss for each in curves], style, name)
             measured = [(100 if in_per_cent else 1) * each.validation for each in curves]
             _draw_band(validation_axis, epochs, measured, style, name)
@@ -150,16 +156,41 @@ def seht_d_settings(summaries: Sequence[RowSummary]) -> list[Setting]:
         accuracy = summary.metrics.get("test_accuracy")
         if summary.chosen is None or accuracy is None:
             continue
-        words = summary.chosen.settings["method"]
-        name, _, fields = words[0].partition(":")
-        if len(words) > 1 or name != SehtD.name:
+        method = _method(summary.chosen.settings["method"])
+        part = method[0] if len(method) == 1 else None
+        if not isinstance(part, SehtD):
             continue
-        values = dict(field.split("=") for field in fields.split(","))
-        series = f"p = {values['p']}"
-        if values.get("curvature", "hessian") != "hessian":
-            series += f", {values['curvature']}"
-        settings.append(Setting(series, int(values["num_probes"]), accuracy))
+        series = f"p = {part.p}"
+        if part.curvature != "hessian":
+            series += f", {part.curvature}"
+        settings.append(Setting(series, part.num_probes, accuracy))
     return settings
+
+
+def _method(words: Sequence[str]) -> tuple[Regularizer, ...]:
+    """Read a method, if it is still there; that of an old sweep need not be."""
+    try:
+        return parse_method(words)
+    except ValueError:
+        return ()
+
+
+def _read_all(point: PointRecord, figure: str) -> list[Curves]:
+    """Read the curves of a point's finished runs.
+
+    Raises:
+        DamagedFileError: If they are not of the same epochs.
+    """
+    curves = [read_curves(run.directory, figure) for run in point.finished]
+    first = point.finished[0].directory
+    for run, each in zip(point.finished, curves, strict=True):
+        if not np.array_equal(each.epochs, curves[0].epochs):
+            raise DamagedFileError(
+                f"{first / LOG} has {len(curves[0].epochs)} epochs, and {run.directory / LOG} has "
+                f"{len(each.epochs)}, or others: one of them is damaged. Restore it, or delete the "
+                "run directory and run it again."
+            )
+    return curves
 
 
 def _colours(theme: Theme) -> contextlib.AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments.errors import ExperimentError
 from experiments.sweep.definition import Column, Reported
 from experiments.sweep.outcome import Outcome, read_environment, read_outcome
-from experiments.sweep.plan import PLAN
+from experiments.sweep.plan import PLAN, read_plan
 from experiments.training.run_directory import read_settings
 
 
@@ -139,16 +139,16 @@ def read_sweep(directory: Path) -> SweepRecord:
         The runs.
 
     Raises:
+        DamagedFileError: If a file holds something else than what was written.
         ExperimentError: If there is no sweep in the directory, or runs with the same data settings
             saw different data.
     """
-    path = directory / PLAN
-    if not path.exists():
+    plan = read_plan(directory)
+    if plan is None:
         raise ExperimentError(
             f"{directory} holds no {PLAN}, so it is no sweep's output directory; "
             "`python -m experiments sweep` makes one, runs/sweeps/NAME by default"
         )
-    plan = json.loads(path.read_text(encoding="utf-8"))
     sweep = SweepRecord(
         name=plan["name"],
         title=plan["title"],

@@ -1,10 +1,12 @@
 """What a sweep says: of every grid the point that is chosen, and its means over the seeds."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.report.read import PointRecord, RowRecord, SweepRecord
+from experiments.errors import ExperimentError
+from experiments.report.read import PointRecord, RowRecord, RunRecord, SweepRecord
 from experiments.sweep.definition import more_is_better
 
 
@@ -69,7 +71,7 @@ def choose(points: Sequence[PointRecord], selected_by: str) -> PointRecord | Non
 
     def merit(point: PointRecord) -> tuple[float, float]:
         figure = estimate_metric(point, selected_by)
-        mean = float("-inf") if figure is None else sign * figure.mean
+        mean = -math.inf if figure is None or math.isnan(figure.mean) else sign * figure.mean
         return -point.num_diverged / point.num_ended, mean
 
     return max(ended, key=merit, default=None)
@@ -84,9 +86,17 @@ def estimate_metric(point: PointRecord, metric: str) -> Estimate | None:
 
     Returns:
         The mean, or `None` if no finished run has the number.
+
+    Raises:
+        ExperimentError: If what has that name is no number.
     """
-    results = [run.result for run in point.runs if run.result is not None]
-    return estimate([result[metric] for result in results if metric in result])
+    return estimate(
+        [
+            _number(run, metric)
+            for run in point.runs
+            if run.result is not None and metric in run.result
+        ]
+    )
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -96,13 +106,31 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         values: The numbers.
 
     Returns:
-        The mean, or `None` if there are no numbers.
+        The mean, or `None` if there are no numbers; not a number if one of them is not finite.
     """
     if not values:
         return None
     n = len(values)
+    if not all(map(math.isfinite, values)):
+        # A perplexity may be infinite at a finite loss; there is no mean then, and no error.
+        return Estimate(math.nan, math.nan if n > 1 else None, n)
     error = statistics.stdev(values) / n**0.5 if n > 1 else None
     return Estimate(statistics.fmean(values), error, n)
+
+
+def _number(run: RunRecord, metric: str) -> float:
+    """Look up a number of a result.
+
+    Raises:
+        ExperimentError: If it is none: a plan may name what it likes.
+    """
+    value = (run.result or {})[metric]
+    if not isinstance(value, int | float):
+        raise ExperimentError(
+            f"{metric!r} in the result of {run.directory} is {value!r}, and no number, so it can "
+            "be no column of a table"
+        )
+    return value
 
 
 def _summarise_row(row: RowRecord, sweep: SweepRecord) -> RowSummary:

@@ -145,7 +145,7 @@ def cost_table(
     if any(summary.chosen is not None and summary.chosen.num_diverged for summary in summaries):
         remarks.append("Runs that diverged count with their steps up to there.")
     places = {
-        f"{run.environment['device']} on {run.environment['host']}"
+        f"{run.environment.get('device', '?')} on {run.environment.get('host', '?')}"
         for run in sweep.runs()
         if run.environment is not None
     }
@@ -238,7 +238,7 @@ def _data_remarks(sweep: SweepRecord) -> list[str]:
         (*(result[f"{split}_{unit}"] for split in ("train", "validation", "test")), unit)
         for result in results
         for unit in ("images", "tokens")
-        if f"train_{unit}" in result
+        if all(f"{split}_{unit}" in result for split in ("train", "validation", "test"))
     }
     return [
         f"{train:,} training, {validation:,} validation and {test:,} test {unit}."
@@ -256,7 +256,7 @@ def _result_remarks(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list
         }
     )
     numbers = ", ".join(map(str, epochs))
-    reported = {point.settings.get("reported") for row in sweep.rows for point in row.points}
+    reported = {str(point.settings.get("reported")) for row in sweep.rows for point in row.points}
     if reported == {"best"}:
         where = "at each run's best epoch on validation data" + (
             f", of {numbers}" if epochs else ""

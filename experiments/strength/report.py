@@ -262,6 +262,7 @@ def _compare(
         # Differences that are all alike leave no doubt about their mean.
         ratio = abs(difference) / error if error else (math.inf if difference else 0.0)
         p_value = float(2 * stats.t.sf(ratio, num_seeds - 1))
+    plain_trace = _mean([row["trace"] for row in plain])
     return Comparison(
         network,
         form,
@@ -269,16 +270,22 @@ def _compare(
         strength,
         num_seeds,
         num_diverged,
-        statistics.fmean(plain_losses),
-        statistics.fmean(losses),
+        _mean(plain_losses),
+        _mean(losses),
         difference,
         half_width,
         p_value,
-        statistics.fmean(row["trace"] for row in runs)
-        / statistics.fmean(row["trace"] for row in plain),
-        statistics.fmean(row["share"] for row in runs),
-        statistics.fmean(row["loss_gradient_norm"] for row in runs),
+        _mean([row["trace"] for row in runs]) / plain_trace if plain_trace else math.nan,
+        _mean([row["share"] for row in runs]),
+        _mean([row["loss_gradient_norm"] for row in runs]),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Compute a mean, which is not finite where a value is not; `statistics` may raise there."""
+    if all(map(math.isfinite, values)):
+        return statistics.fmean(values)
+    return sum(values) / len(values)
 
 
 def _diverged(row: dict[str, Any]) -> bool:

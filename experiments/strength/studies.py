@@ -1,7 +1,7 @@
 """Grids of runs over networks, forms, learning rates and strengths: what is run, and kept."""
 
 import dataclasses
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments.errors import ConfigMismatchError
-from experiments.strength.cells import Run, grid, train_cells
+from experiments.json_file import check_fields, read_json
+from experiments.strength.cells import Cell, Run, grid, train_cells
 from experiments.strength.forms import RECOMMENDED
 from experiments.strength.tasks import WIDTHS, build_task
 from experiments.training.run_directory import write_json
@@ -118,6 +119,7 @@ def run_study(study: Study, directory: Path, console: Console) -> list[dict[str,
 
     Raises:
         ConfigMismatchError: If a file holds runs with other settings.
+        DamagedFileError: If a file holds something else.
     """
     directory.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -141,29 +143,52 @@ def _run_group(study: Study, name: str, width: int, form: str, path: Path) -> li
         "num_seeds": study.num_seeds,
     }
     settings_and_steps = settings | {"num_steps": study.num_steps}
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
+    cells = grid(**settings)
+    places = [_place(name, width, form, cell) for cell in cells]
+    content = read_json(
+        path,
+        functools.partial(_check_group, settings_and_steps, places),
+        "Restore it, or move it away: the same command makes its runs again.",
+    )
+    if content is not None:
         if content["settings"] != settings_and_steps:
             raise ConfigMismatchError(
                 f"{path} holds runs with other settings: {content['settings']} instead of "
                 f"{settings_and_steps}. Pass another --output-dir"
             )
         return content["rows"]
-    cells = grid(**settings)
     runs = train_cells(task, form, cells, study.num_steps)
     rows = [_row(name, width, form, cell, run) for cell, run in zip(cells, runs, strict=True)]
     write_json(path, {"settings": settings_and_steps, "rows": rows})
     return rows
 
 
-def _row(name: str, width: int, form: str, cell: Sequence[Any], run: Run) -> dict[str, Any]:
-    learning_rate, strength, seed = cell
-    return {
-        "network": name,
-        "width": width,
-        "form": form,
-        "learning_rate": learning_rate,
-        "strength": strength,
-        "seed": seed,
-        **run._asdict(),
-    }
+def _row(name: str, width: int, form: str, cell: Cell, run: Run) -> dict[str, Any]:
+    return _place(name, width, form, cell) | run._asdict()
+
+
+def _place(name: str, width: int, form: str, cell: Cell) -> dict[str, Any]:
+    return {"network": name, "width": width, "form": form, **cell._asdict()}
+
+
+def _check_group(
+    settings: Mapping[str, Any], places: Sequence[Mapping[str, Any]], value: Any
+) -> dict[str, Any]:
+    """Check what a table is made from, if it is of these settings.
+
+    Raises:
+        ValueError: If it is not there, or runs are not those that belong in these places.
+    """
+    fields = {"settings": dict[str, Any], "rows": list[dict[str, Any]]}
+    content = check_fields(value, fields, "the group")
+    if content["settings"] != settings:
+        return content
+    if len(content["rows"]) != len(places):
+        raise ValueError(f"it has {len(content['rows'])} runs, not {len(places)}")
+    for number, (row, place) in enumerate(zip(content["rows"], places, strict=True), start=1):
+        check_fields(row, dict.fromkeys(Run._fields, float), f"run {number}")
+        if row != row | place:
+            raise ValueError(f"run {number} is not that of {place}")
+        if row["validation_loss"] <= 0:
+            raise ValueError(f"'validation_loss' of run {number} is not above 0")
+    return content

@@ -12,8 +12,9 @@ from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
 from experiments.sweep.definition import with_epochs
 from experiments.sweep.outcome import RunFunction, read_outcome
-from experiments.sweep.plan import plan_runs, write_plan
+from experiments.sweep.plan import MOST_SEEDS, plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue
+from experiments.sweep.storage_url import parse_storage_url, sqlite_url
 from experiments.sweep.worker import work
 from experiments.training.loop import train
 
@@ -38,10 +39,11 @@ class SweepConfig:
     the sweep says: 5 for the paper's tables."""
     epochs: int | None = None
     """Epochs of every run, for a first look; by default what the sweep says."""
-    storage: str | None = None
+    storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue: sqlite:///FILE, by default sweep.db in the output directory, for workers on one
     machine; postgresql://USER:PASSWORD@HOST/DATABASE for workers on any number of machines, which
-    should share the output directory."""
+    should share the output directory. The password may be left out, and be in PGPASSWORD or
+    ~/.pgpass, where other users of the machine do not see it."""
     study: str | None = None
     """Name of the study in the storage; by default that of the sweep."""
     output_dir: Path | None = None
@@ -51,15 +53,20 @@ class SweepConfig:
     WikiText-2."""
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the numbers and the storage.
 
         Raises:
-            ExperimentError: If there is no seed, or no epoch.
+            ExperimentError: If there is no seed, too many, or no epoch.
+            StorageError: If the storage is of no kind that workers can share.
         """
         for name in ("seeds", "epochs"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ExperimentError(f"{name} must be at least 1, not {number}")
+        if self.seeds is not None and self.seeds > MOST_SEEDS:
+            raise ExperimentError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
+        if self.storage is not None:
+            parse_storage_url(self.storage)  # before anything is written
 
     @property
     def resolved_output_dir(self) -> Path:
@@ -91,7 +98,7 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
         write_plan(sweep, num_seeds, output_dir)
     runs = plan_runs(sweep, num_seeds, output_dir, config.data_dir)
     queue = RunQueue(
-        config.storage or f"sqlite:///{output_dir / 'sweep.db'}",
+        config.storage or sqlite_url(output_dir / "sweep.db"),
         config.study or sweep.name,
         sweep,
         runs,
@@ -100,15 +107,18 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
     console.print(
         f"{progress.finished} runs finished, {progress.diverged} diverged. The table: "
         f"python -m experiments report {output_dir}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
     missing = sum(read_outcome(run.config.resolved_run_dir) is None for run in runs)
     if missing:
         console.print(
-            f"[yellow]{missing} of these runs are not in {output_dir}[/]: they were carried out "
-            "with another output directory, or deleted since. Pass that directory, or another "
-            "--study to run them again.",
+            f"{missing} of these runs are not in {output_dir}: they were carried out with another "
+            "output directory, or deleted since. Pass that directory, or another --study to run "
+            "them again.",
+            style="yellow",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )

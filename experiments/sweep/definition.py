@@ -172,11 +172,7 @@ class Sweep:
         for label in (*self.convergence, *filter(None, [self.baseline])):
             if label not in run:
                 raise ValueError(f"{label!r} is no row that is run; those are {', '.join(run)}")
-        if self.selected_by not in _MORE_IS_BETTER:
-            raise ValueError(
-                "selected_by must be a validation figure of which it is known whether more is "
-                f"better, {' or '.join(_MORE_IS_BETTER)}, not {self.selected_by!r}"
-            )
+        more_is_better(self.selected_by)  # refuses what it does not know
 
     def points(self) -> list[Point]:
         """List the points of all rows, named after the sweep.
@@ -199,7 +195,15 @@ def more_is_better(selected_by: str) -> bool:
 
     Returns:
         `True` for an accuracy, `False` for a perplexity.
+
+    Raises:
+        ValueError: If it is not known.
     """
+    if selected_by not in _MORE_IS_BETTER:
+        raise ValueError(
+            "selected_by must be a validation figure of which it is known whether more is better, "
+            f"{' or '.join(_MORE_IS_BETTER)}, not {selected_by!r}"
+        )
     return _MORE_IS_BETTER[selected_by]
 
 

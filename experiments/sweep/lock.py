@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL
 
 from experiments.file_lock import file_lock
 
 
 @contextlib.contextmanager
-def database_lock(url: str, name: str) -> Iterator[None]:
+def database_lock(url: URL, name: str) -> Iterator[None]:
     """Hold a lock that all workers on one database share, after waiting for whoever has it.
 
     Args:
@@ -22,12 +22,11 @@ def database_lock(url: str, name: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        with file_lock(Path(f"{parsed.database}.lock")):
+    if url.get_backend_name() == "sqlite":
+        with file_lock(Path(f"{url.database}.lock")):
             yield
         return
-    engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool)
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
     with engine.begin() as connection:
         # It ends with the transaction, and so with the connection.
         connection.execute(

@@ -1,6 +1,5 @@
 """What came of a run: a result, or the message with which it diverged. Both are kept."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from experiments.config import TrainConfig
 from experiments.errors import DivergedError
 from experiments.file_lock import file_lock
+from experiments.json_file import check_fields, read_json
 from experiments.training.run_directory import read_result, read_starts, write_json
 
 RunFunction: TypeAlias = Callable[[TrainConfig, Console], dict[str, Any]]
@@ -66,8 +66,15 @@ def read_outcome(directory: Path) -> Outcome | None:
 
     Returns:
         What came of it, or `None` if it is not at its end.
+
+    Raises:
+        DamagedFileError: If a file that says it holds something else.
     """
-    diverged = _read(directory / _DIVERGED)
+    diverged = read_json(
+        directory / _DIVERGED,
+        lambda value: check_fields(value, {"message": str}, "the divergence"),
+        "Restore it, or move it away: the sweep's command tries the run again.",
+    )
     if diverged is not None:
         return Outcome(None, diverged["message"])
     result = read_result(directory)
@@ -107,7 +114,3 @@ def _judge(result: Mapping[str, Any]) -> Outcome:
         values = ", ".join(f"{name} = {value}" for name, value in wrong.items())
         return Outcome(None, f"The network after the last step is not finite ({values}).")
     return Outcome(dict(result), None)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

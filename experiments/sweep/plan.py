@@ -1,17 +1,20 @@
 """All runs of a sweep, and the file that says what they are."""
 
 import dataclasses
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import TrainConfig, complete_settings, to_json
+from experiments.config import TrainConfig, check_settings, complete_settings, to_json
 from experiments.errors import ConfigMismatchError
-from experiments.sweep.definition import Point, Sweep
+from experiments.json_file import Scalar, check_fields, check_kind, read_json
+from experiments.safe_files import path_inside
+from experiments.sweep.definition import Column, Point, Reported, Sweep, more_is_better
 from experiments.training.run_directory import write_json
 
 PLAN = "sweep.json"
+MOST_SEEDS = 10_000
 
 _OF_THE_RUN = "seed"
 
@@ -65,7 +68,7 @@ def settings_of(sweep: Sweep) -> dict[str, dict[str, Any]]:
     return {point.directory: _settings(point) for point in sweep.points()}
 
 
-def check_settings(
+def compare_settings(
     existing: Mapping[str, Mapping[str, Any]], sweep: Sweep, place: str, fix: str
 ) -> None:
     """Check that earlier runs are runs of this sweep; it may have grown by points.
@@ -103,11 +106,11 @@ def write_plan(sweep: Sweep, num_seeds: int, output_dir: Path) -> None:
 
     Raises:
         ConfigMismatchError: If the directory belongs to a sweep with other settings.
+        DamagedFileError: If the file that is there holds something else.
     """
-    path = output_dir / PLAN
+    existing = read_plan(output_dir)
     fix = "Pass another --output-dir, or take back the changes to go on with what is there."
-    if path.exists():
-        existing = json.loads(path.read_text(encoding="utf-8"))
+    if existing is not None:
         points = {
             point["directory"]: point["settings"]
             for row in existing["rows"]
@@ -115,10 +118,27 @@ def write_plan(sweep: Sweep, num_seeds: int, output_dir: Path) -> None:
         }
         if existing["name"] != sweep.name:
             raise ConfigMismatchError(f"{output_dir} holds the sweep {existing['name']!r}. {fix}")
-        check_settings(points, sweep, str(output_dir), fix)
+        compare_settings(points, sweep, str(output_dir), fix)
         num_seeds = max(num_seeds, existing["seeds"])
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(path, _to_json(sweep, num_seeds))
+    write_json(output_dir / PLAN, _to_json(sweep, num_seeds))
+
+
+def read_plan(output_dir: Path) -> dict[str, Any] | None:
+    """Read what `write_plan` wrote.
+
+    Args:
+        output_dir: Where it was written.
+
+    Returns:
+        JSON values, their types checked, and directories of runs that are within the output
+        directory; `None` if there is no such file.
+
+    Raises:
+        DamagedFileError: If it holds something else.
+    """
+    fix = "Restore it, or move it away: the command that began the sweep writes it anew."
+    return read_json(output_dir / PLAN, functools.partial(_check_plan, output_dir), fix)
 
 
 def _plan_run(point: Point, seed: int, output_dir: Path, data_dir: Path | None) -> PlannedRun:
@@ -187,3 +207,58 @@ def _differences(
         for name in sorted({**existing, **wanted})
         if existing.get(name, nothing) != wanted.get(name, nothing)
     ]
+
+
+_PLAN_FIELDS = {
+    "name": str,
+    "title": str,
+    "seeds": int,
+    "columns": list[dict[str, str | float]],
+    "selected_by": str,
+    "baseline": str,
+    "convergence": list[str],
+    "rows": list[dict[str, Any]],
+}
+_ROW_FIELDS = {
+    "label": str,
+    "paper": dict[str, dict[str, float | None]],
+    "note": str,
+    "points": list[dict[str, Any]],
+}
+_POINT_FIELDS = {"values": dict[str, Scalar], "directory": str, "settings": dict[str, Any]}
+
+
+def _check_plan(output_dir: Path, value: Any) -> dict[str, Any]:
+    """Check what a report and a sweep read of a plan.
+
+    Raises:
+        ValueError: If it is no plan, or names a directory outside of its own.
+    """
+    plan = check_fields(value, _PLAN_FIELDS, "the plan")
+    check_kind(plan.get("note", ""), str, "'note' of the plan")
+    if not 1 <= plan["seeds"] <= MOST_SEEDS:
+        raise ValueError(f"'seeds' is {plan['seeds']}, and not from 1 to {MOST_SEEDS}")
+    more_is_better(plan["selected_by"])
+    for column in plan["columns"]:
+        fields = {"metric": str, "heading": str, "factor": float}
+        _check_no_others(check_fields(column, fields, "a column"), Column._fields)
+    for row in plan["rows"]:
+        check_fields(row, _ROW_FIELDS, "a row")
+        for figure in row["paper"].values():
+            _check_no_others(check_fields(figure, {"mean": float}, "a figure"), Reported._fields)
+        for point in row["points"]:
+            check_fields(point, _POINT_FIELDS, f"a point of row {row['label']!r}")
+            check_settings(point["settings"])
+            path_inside(output_dir, point["directory"])
+    return plan
+
+
+def _check_no_others(value: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """Check that a JSON object has no other fields.
+
+    Raises:
+        ValueError: If it has.
+    """
+    others = sorted(value.keys() - set(fields))
+    if others:
+        raise ValueError(f"{others[0]!r} is none of {', '.join(fields)}")

@@ -19,21 +19,31 @@ from typing import Any, NamedTuple
 import optuna
 import sqlalchemy
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import (
+    ExperimentalWarning,
+    OptunaError,
+    StorageInternalError,
+    UpdateFinishedTrialError,
+)
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
 
+from experiments.config import check_settings
 from experiments.errors import ExperimentError, StorageError
+from experiments.json_file import check_kind
 from experiments.sweep.definition import Sweep, more_is_better
 from experiments.sweep.lock import database_lock
-from experiments.sweep.plan import PlannedRun, check_settings, settings_of
+from experiments.sweep.plan import PlannedRun, compare_settings, settings_of
+from experiments.sweep.storage_url import hide_password, parse_storage_url, without_password
 
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
 
 # What Optuna and SQLAlchemy raise where the database does not do what it is asked.
 _DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
+# What they raise where it answers, with rows that are none of Optuna's, or of another version.
+_UNREADABLE = (OptunaError, ValueError, LookupError, TypeError, RuntimeError)
 _LARGEST_SEED = 2**31 - 1
 _FAILURE = "failure"
 _SQLITE_TIMEOUT_SECONDS = 100
@@ -108,11 +118,10 @@ class RunQueue:
 
         Raises:
             ConfigMismatchError: If the study holds runs with other settings.
-            ExperimentError: If the database is of another kind.
-            StorageError: If the database does not answer.
+            StorageError: If the database is of another kind, does not answer, or has a study of
+                that name that is none of a sweep.
         """
-        _check_url(url)
-        self._url = url
+        self._url = parse_storage_url(url)
         self._study_name = study_name
         self._runs = {run.key: run for run in runs}
         self._order = {key: i for i, key in enumerate(self._runs)}
@@ -121,7 +130,7 @@ class RunQueue:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         # Locked from the beginning: two workers must not make the tables at once either.
         with self._lock():
-            self._storage = _open_storage(url, heartbeat_seconds, grace_seconds)
+            self._storage = _open_storage(self._url, heartbeat_seconds, grace_seconds)
             self._study = optuna.create_study(
                 study_name=study_name,
                 storage=self._storage,
@@ -129,10 +138,10 @@ class RunQueue:
                 direction="maximize" if more_is_better(sweep.selected_by) else "minimize",
                 load_if_exists=True,
             )
-            check_settings(
-                self._study.user_attrs.get("settings", {}),
+            compare_settings(
+                self._stored_settings(),
                 sweep,
-                f"The study {study_name!r} in {_without_password(url)}",
+                f"The study {study_name!r} in {without_password(self._url)}",
                 "Pass another --study and --output-dir, or take back the changes to go on "
                 "with what is there.",
             )
@@ -275,16 +284,44 @@ class RunQueue:
         """Say of an error of the database which storage it is.
 
         Raises:
-            StorageError: In place of it.
+            ExperimentError: What is raised within, as it is.
+            StorageError: In place of an error of the database.
+            UpdateFinishedTrialError: As it is.
         """
         try:
             yield
+        except (ExperimentError, UpdateFinishedTrialError):
+            raise
         except _DATABASE_ERRORS as error:
             # Optuna's own words are a guess at the cause, which SQLAlchemy's name.
             cause = error.__cause__ if isinstance(error, StorageInternalError) else error
             raise StorageError(
-                f"the storage {_without_password(self._url)} can not be used: {cause or error}"
+                f"the storage {without_password(self._url)} can not be used: "
+                + hide_password(str(cause or error), self._url)
             ) from error
+        except _UNREADABLE as error:
+            raise StorageError(
+                f"the storage {without_password(self._url)} holds what Optuna can not read, "
+                f"{type(error).__name__}: {hide_password(str(error), self._url)}\nTake another "
+                "database, or restore this one."
+            ) from error
+
+    def _stored_settings(self) -> dict[str, dict[str, Any]]:
+        """Read what the study says of its runs.
+
+        Raises:
+            StorageError: If it is none of a sweep.
+        """
+        stored = self._study.user_attrs.get("settings", {})
+        try:
+            for settings in check_kind(stored, dict[str, Any], "the settings").values():
+                check_settings(settings)
+        except ValueError as error:
+            raise StorageError(
+                f"the study {self._study_name!r} in {without_password(self._url)} is damaged, or "
+                f"none of a sweep: {error}. Pass another --study."
+            ) from error
+        return stored
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
         trials = self._study.get_trials(deepcopy=False, states=states)
@@ -329,7 +366,7 @@ class RunQueue:
     ) -> float | None:
         seconds: dict[str, list[float]] = {}
         for trial in finished:
-            seconds.setdefault(trial.user_attrs["row"], []).append(_seconds(trial))
+            seconds.setdefault(self._runs[_key(trial)].label, []).append(_seconds(trial))
         if not seconds:
             return None
         means = {label: sum(each) / len(each) for label, each in seconds.items()}
@@ -340,35 +377,17 @@ class RunQueue:
         )
 
 
-def _check_url(url: str) -> None:
-    """Look at the kind of a database.
-
-    Raises:
-        ExperimentError: If it is none that workers can share.
-    """
-    wanted = "storage must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE"
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ExperimentError(f"{wanted}, not {url!r}") from error
-    backend = parsed.get_backend_name()
-    if backend not in {"sqlite", "postgresql"} or (
-        backend == "sqlite" and parsed.database in {None, "", ":memory:"}
-    ):
-        raise ExperimentError(f"{wanted}, not {_without_password(url)}")
-
-
 def _open_storage(
-    url: str, heartbeat_seconds: int, grace_seconds: int
+    url: URL, heartbeat_seconds: int, grace_seconds: int
 ) -> optuna.storages.RDBStorage:
     # No connection stays open: a run takes hours, which a server need not survive.
     options: dict[str, Any] = {"poolclass": sqlalchemy.NullPool}
-    if make_url(url).get_backend_name() == "sqlite":
+    if url.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": _SQLITE_TIMEOUT_SECONDS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return optuna.storages.RDBStorage(
-            url,
+            url.render_as_string(hide_password=False),
             engine_kwargs=options,
             heartbeat_interval=heartbeat_seconds,
             grace_period=grace_seconds,
@@ -376,7 +395,9 @@ def _open_storage(
 
 
 def _key(trial: FrozenTrial) -> str:
-    return trial.user_attrs["run"]
+    """Read which run a trial is; one of somebody else's in the same study is none."""
+    key = trial.user_attrs.get("run")
+    return key if isinstance(key, str) else ""
 
 
 def _params(run: PlannedRun) -> dict[str, float]:
@@ -403,8 +424,6 @@ def _ranges(runs: Sequence[PlannedRun]) -> dict[str, BaseDistribution]:
 def _seconds(trial: FrozenTrial) -> float:
     """Tell how long a run took, the parts before an interruption included."""
     duration = trial.duration.total_seconds() if trial.duration else 0.0
-    return max(duration, trial.user_attrs["result"].get("training_seconds", 0.0))
-
-
-def _without_password(url: str) -> str:
-    return make_url(url).render_as_string(hide_password=True)
+    result = trial.user_attrs.get("result")
+    seconds = result.get("training_seconds") if isinstance(result, dict) else None
+    return max(duration, seconds) if isinstance(seconds, int | float) else duration

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as ProgressBar
+from rich.text import Text
 
 from experiments.errors import ExperimentError, StorageError
 from experiments.sweep.outcome import RunFunction, carry_out
@@ -60,8 +60,11 @@ def work(
             if claim is not None:
                 # Said beside the bar, for a log that has no bar.
                 place = f"{progress.done + progress.running} of {progress.total}"
+                line = Text.assemble(
+                    (f"Run {place}:", "bold"), f" {claim.run.key} {_time_left(progress)}"
+                )
                 console.print(
-                    f"[bold]Run {place}:[/] {claim.run.key} {_time_left(progress)}",
+                    line,
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -95,9 +98,7 @@ def _work_on(
         raise
     if outcome.result is None or value is None:
         message = outcome.divergence or ""
-        console.print(
-            f"[yellow]{escape(message)}[/] The sweep goes on.", highlight=False, soft_wrap=True
-        )
+        _warn(console, f"{message} The sweep goes on.")
         ours = patience.ask(partial(queue.diverge, claim, message))
     else:
         ours = patience.ask(partial(queue.complete, claim, outcome.result, value))
@@ -160,7 +161,7 @@ def _hand_back(call: Callable[[], bool], console: Console) -> None:
 
 
 def _warn(console: Console, message: str) -> None:
-    console.print(f"[yellow]{escape(message)}[/]", highlight=False, soft_wrap=True)
+    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _value(result: Mapping[str, Any], selected_by: str) -> float:

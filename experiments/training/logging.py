@@ -1,7 +1,8 @@
 """The log of a run: JSON lines, TensorBoard, and a progress bar."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +17,15 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from experiments.errors import DamagedFileError
+from experiments.json_file import check_fields, check_kind, parse_json
+from experiments.safe_files import replace_file
+
 LOG = "metrics.jsonl"
 PER_SECOND = "_per_second"
 
 _MISSING = "–"
+_FIELDS = {"step": int, "epoch": float, "seconds": float, "step_time": float}
 
 
 def make_progress(console: Console) -> Progress:
@@ -103,13 +109,14 @@ class RunLog:
         Args:
             directory: The run directory.
             resumed_at: Step of the checkpoint from which the run goes on, 0 for a new run.
+
+        Raises:
+            DamagedFileError: If the log that is there is damaged; it is left as it is.
         """
         self._path = directory / LOG
         rows = [row for row in read_log(self._path) if row["step"] <= resumed_at]
         # By way of a second file: a kill in between must not cost the log.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(self._path)
+        replace_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
@@ -145,12 +152,43 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             out.
 
     Returns:
-        Its rows.
+        Its rows, steps rising.
+
+    Raises:
+        DamagedFileError: If another line is none of a log.
     """
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    if not path.exists():
+        return []
+    if not path.is_file():  # a pipe would be waited for
+        raise DamagedFileError(f"{path} is in the way, and no file. Move it away.")
+    *lines, cut_short = path.read_bytes().split(b"\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            rows.append(_parse_row(line, rows))
+        except ValueError as error:
+            raise DamagedFileError(
+                f"{path} is damaged in line {number} of {len(lines)}: {error}. Restore it, or "
+                "delete that line and those behind it, and the result of the run if there is one: "
+                "then the command that made the run goes on from its last checkpoint."
+            ) from error
+    try:
+        return [*rows, _parse_row(cut_short, rows)]
+    except ValueError:
+        return rows
+
+
+def _parse_row(line: bytes, before: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Read a line.
+
+    Raises:
+        ValueError: If it can not come behind the rows ``before``.
+    """
+    row = check_fields(parse_json(line), _FIELDS, "the line")
+    check_kind(row, dict[str, float], "the line")
+    if not row["step"] > (before[-1]["step"] if before else 0):
+        raise ValueError(f"the steps do not rise; step {row['step']} comes too late")
+    for name, most in (("epoch", row["step"]), ("seconds", math.inf), ("step_time", math.inf)):
+        if not (0 < row[name] <= most and math.isfinite(row[name])):
+            raise ValueError(f"{name!r} is {row[name]}, which can not be")
+    return row

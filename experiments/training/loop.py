@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 from rich.console import Console
-from rich.markup import escape
 
 from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
@@ -519,7 +518,7 @@ class _Run:
         return " ".join(sentences)
 
     def _warn(self, message: str) -> None:
-        self.console.print(f"[yellow]{escape(message)}[/]", highlight=False, soft_wrap=True)
+        self.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _summarise(

@@ -7,13 +7,25 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import TrainConfig, complete_settings, to_json
+from experiments.config import TrainConfig, check_settings, complete_settings, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
 from experiments.errors import ConfigMismatchError
+from experiments.json_file import Scalar, check_fields, check_kind, read_json
+from experiments.safe_files import replace_file, temporary_path
 
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
+
+_RESULT_FIELDS = {
+    "name": str,
+    "method": list[str],
+    "seed": int,
+    "epochs": int,
+    "steps": int,
+    "training_seconds": float,
+    "median_step_time": float,
+}
 
 
 def run_settings(config: TrainConfig, dataset: Dataset | Corpus) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset |
             )
         return
     # A kill before the renaming in `write_json` leaves the temporary file, and nothing else.
-    left_by_a_kill = _temporary(path)
+    left_by_a_kill = temporary_path(path)
     if directory.exists() and any(entry != left_by_a_kill for entry in directory.iterdir()):
         raise ConfigMismatchError(
             f"{directory} is not empty and holds no {_CONFIG}, so it is no run directory. "
@@ -72,9 +84,15 @@ def read_settings(directory: Path) -> dict[str, Any] | None:
 
     Returns:
         What `to_json` made of its configuration, and ``data.checksum``; `None` if it has not begun.
+
+    Raises:
+        DamagedFileError: If the file with the settings holds something else.
     """
-    path = directory / _CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(
+        directory / _CONFIG,
+        check_settings,
+        "Restore it, or pass another --run-dir: without it nobody knows what the run is.",
+    )
 
 
 def record_start(directory: Path) -> None:
@@ -94,11 +112,12 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
 
     Returns:
         What `describe_environment` said at each start; nothing, if the run has not begun.
+
+    Raises:
+        DamagedFileError: If the file holds something else.
     """
-    path = directory / _ENVIRONMENTS
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    # Earlier versions wrote down the last one alone.
-    return [starts] if isinstance(starts, dict) else starts
+    fix = "Restore it, or move it away: only the record of machines and versions is lost with it."
+    return read_json(directory / _ENVIRONMENTS, _check_starts, fix) or []
 
 
 def read_result(directory: Path) -> dict[str, Any] | None:
@@ -109,9 +128,16 @@ def read_result(directory: Path) -> dict[str, Any] | None:
 
     Returns:
         What `write_result` wrote, or `None` if the run is not finished.
+
+    Raises:
+        DamagedFileError: If the file holds something else.
     """
-    path = directory / _RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(
+        directory / _RESULT,
+        _check_result,
+        "Restore it, or move it away: the command that made the run measures again from the last "
+        "checkpoint.",
+    )
 
 
 def write_result(directory: Path, result: dict[str, Any]) -> None:
@@ -131,13 +157,26 @@ def write_json(path: Path, value: Any) -> None:
         path: Where to.
         value: JSON values.
     """
-    temporary = _temporary(path)
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_suffix(".tmp")
+def _check_starts(value: Any) -> list[dict[str, Any]]:
+    # Earlier versions wrote down the last one alone.
+    starts = [value] if isinstance(value, dict) else value
+    return check_kind(starts, list[dict[str, Scalar]], "the list of starts")
+
+
+def _check_result(value: Any) -> dict[str, Any]:
+    """Check what is read of every result.
+
+    Raises:
+        ValueError: If it is no result.
+    """
+    result = check_fields(value, _RESULT_FIELDS, "the result")
+    for name, figure in result.items():
+        if name not in _RESULT_FIELDS and not isinstance(figure, int | float):
+            raise ValueError(f"{name!r} of the result is {figure!r}, and no number")
+    return result
 
 
 def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:

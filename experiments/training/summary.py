@@ -6,6 +6,14 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+_TRACE = {
+    "trace",
+    "trace_standard_error",
+    "gauss_newton_trace",
+    "gauss_newton_trace_standard_error",
+    "trace_examples",
+}
+
 
 def summary_table(result: Mapping[str, Any]) -> Group:
     """Lay out what `train` returns.
@@ -27,18 +35,19 @@ def summary_table(result: Mapping[str, Any]) -> Group:
     table = Table()
     table.add_column("")
     table.add_column("loss", justify="right")
-    table.add_column("perplexity" if is_text else "accuracy", justify="right")
+    figure_name = "perplexity" if is_text else "accuracy"
+    table.add_column(figure_name, justify="right")
     for split in ("train", "validation", "test"):
-        if f"{split}_loss" in result:
+        if f"{split}_loss" in result and f"{split}_{figure_name}" in result:
             figure = (
-                f"{result[f'{split}_perplexity']:.2f}"
+                f"{result[f'{split}_{figure_name}']:.2f}"
                 if is_text
-                else f"{100 * result[f'{split}_accuracy']:.2f} %"
+                else f"{100 * result[f'{split}_{figure_name}']:.2f} %"
             )
             table.add_row(split, f"{result[f'{split}_loss']:.4f}", figure)
     seconds, step_time = result["training_seconds"], 1e3 * result["median_step_time"]
     remarks = f"{result['steps']} steps in {seconds:.0f} s, {step_time:.0f} ms each (median). "
-    if "trace" in result:
+    if result.keys() >= _TRACE:
         remarks += (
             f"tr(H) = {result['trace']:.4g} ± {result['trace_standard_error']:.2g} and tr(G) = "
             f"{result['gauss_newton_trace']:.4g} ± "

@@ -136,7 +136,7 @@ def earlier(directory, *, settings=SETTINGS, finished):
     results = {
         "settings": settings,
         "environment": demo._environment(),
-        "runs": [{"method": "plain", "seed": seed} for seed in (0, 5)],
+        "runs": [run("plain", seed, loss=1.0) for seed in (0, 5)],
     }
     path = directory / "results.json"
     path.write_text(json.dumps(results | ({"step_seconds": {}} if finished else {})))
@@ -147,7 +147,7 @@ def earlier(directory, *, settings=SETTINGS, finished):
 def test_an_interrupted_demo_is_gone_on_with(tmp_path, console):
     path = earlier(tmp_path, finished=False)
     kept = demo._take_over(path, SETTINGS, 3, console)
-    assert kept == [{"method": "plain", "seed": 0}]
+    assert kept == [run("plain", 0, loss=1.0)]
     assert "Going on with 1 finished runs" in console.file.getvalue()
 
 

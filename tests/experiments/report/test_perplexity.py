@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from known_sweep import FINISHED
 
 from experiments.presets.table3 import SMALL_CONFIG
 from experiments.regularizers import LabelSmoothing
@@ -39,7 +40,8 @@ def read(tmp_path):
         directory.mkdir(parents=True)
         figures = PERPLEXITIES[run.values["label-smoothing.weight"]][run.config.seed]
         names = ("validation_perplexity", "test_perplexity")
-        write_result(directory, dict(zip(names, figures, strict=True)) | SIZES)
+        measured = dict(zip(names, figures, strict=True))
+        write_result(directory, FINISHED | measured | SIZES)
     sweep = read_sweep(tmp_path)
     return sweep, summarise(sweep)
 

@@ -58,9 +58,12 @@ def test_runs_that_are_not_at_their_end_are_missed(finished):
     assert (rows["SEHT-D 1"].row.num_ended, rows["SEHT-D 1"].row.num_runs) == (8, 9)
 
 
+SETTINGS = {"data.dataset": "cifar10", "method": ["plain"], "epochs": 2}
+
+
 def test_runs_of_different_data_stand_in_no_table(finished):
     for seed, checksum in enumerate([1, 1, 2]):
-        settings = {"data.dataset": "cifar10", "epochs": seed, "data.checksum": checksum}
+        settings = SETTINGS | {"epochs": seed, "data.checksum": checksum}
         write_json(finished / f"runs/plain/seed{seed}" / "config.json", settings)
     with pytest.raises(ExperimentError, match=r"seed0 and .*seed2 have the same settings and saw"):
         read_sweep(finished)
@@ -68,7 +71,7 @@ def test_runs_of_different_data_stand_in_no_table(finished):
 
 def test_runs_of_different_data_settings_do(finished):
     for seed in range(3):
-        settings = {"data.validation_size": seed, "data.checksum": seed}
+        settings = SETTINGS | {"data.validation_size": seed, "data.checksum": seed}
         write_json(finished / f"runs/plain/seed{seed}" / "config.json", settings)
     assert read_sweep(finished).num_ended == 18
 

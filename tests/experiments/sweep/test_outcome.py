@@ -4,12 +4,13 @@ import math
 import threading
 
 import pytest
+from known_sweep import FINISHED
 
 from experiments.errors import DivergedError
 from experiments.sweep.outcome import Outcome, carry_out, read_environment, read_outcome
 from experiments.training.run_directory import write_json, write_result
 
-RESULT = {"test_accuracy": 0.5, "train_loss": 0.25}
+RESULT = FINISHED | {"test_accuracy": 0.5, "train_loss": 0.25}
 
 
 def finishing(config, console):

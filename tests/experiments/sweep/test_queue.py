@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 
 import optuna
 import pytest
@@ -19,6 +20,7 @@ from sweep_worker import NUM_RUNS, SWEEP, begun, with_strengths
 from experiments.config import TrainConfig
 from experiments.errors import ConfigMismatchError, ExperimentError, StorageError
 from experiments.sweep.definition import Row
+from experiments.sweep.storage_url import parse_storage_url
 
 
 def trials_of(storage, *states):
@@ -245,8 +247,8 @@ def test_a_database_that_goes_away_is_named_without_its_password(open_queue, mon
     queue = open_queue(num_seeds=1)
     claim, before = queue.claim(), queue.progress()
     with sweep_worker.database_away(queue), monkeypatch.context() as patch:
-        name = "experiments.sweep.queue.make_url"
-        patch.setattr(name, lambda url: sqlalchemy.make_url("postgresql://me:secret@host/db"))
+        patch.setattr(queue, "_url", parse_storage_url("postgresql://me:secret@host/db"))
+        patch.setattr("experiments.sweep.queue.database_lock", lambda url, name: nullcontext())
         with pytest.raises(StorageError, match=r"can not be used: .*server is away") as caught:
             call(queue, claim)
     assert "postgresql://me:***@host/db" in str(caught.value)

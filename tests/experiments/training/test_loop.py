@@ -348,5 +348,6 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
 
 def test_a_log_that_a_kill_cut_short_is_read_up_to_there(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_log(path) == [{"step": 1, "loss": 2.0}]
+    row = {"step": 1, "epoch": 0.1, "loss": 2.0, "seconds": 0.1, "step_time": 0.1}
+    path.write_text(json.dumps(row) + '\n{"step": 2, "lo')
+    assert read_log(path) == [row]

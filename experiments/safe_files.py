@@ -1,0 +1,57 @@
+"""Files whose place, or whose content, comes from a file: they stay where they belong."""
+
+from pathlib import Path, PurePosixPath
+
+
+def path_inside(directory: Path, name: str) -> Path:
+    """Join a name that was read somewhere to a directory, which it must not leave.
+
+    Args:
+        directory: The directory.
+        name: A relative path, with slashes.
+
+    Returns:
+        The path, which need not exist.
+
+    Raises:
+        ValueError: If the name is absolute or has a part ``..``, or if a symbolic link leads out of
+            the directory.
+    """
+    parts = PurePosixPath(name)
+    if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts:
+        raise ValueError(f"the path {name!r} leads out of its directory")
+    path = directory / parts
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(
+            f"a symbolic link in {path} leads out of {directory}; what belongs to the directory "
+            "must be in it (the directory itself may be a link)"
+        )
+    return path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one piece: a kill leaves the old file or the new one.
+
+    A link in the file's place is replaced, and not followed.
+
+    Args:
+        path: Where to; beside it the name with the suffix ``.tmp`` is used meanwhile.
+        content: The bytes.
+    """
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)  # left by a kill; or a link, which must not be followed
+    with temporary.open("xb") as file:
+        file.write(content)
+    temporary.replace(path)
+
+
+def temporary_path(path: Path) -> Path:
+    """Name the file that `replace_file` writes first.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The path.
+    """
+    return path.with_suffix(".tmp")
