@@ -12,6 +12,7 @@ from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.precision import PrecisionConfig, run_precision
 from benchmarks.scaling import ScalingConfig, run_scaling
+from benchmarks.soak import SoakConfig, run_soak
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
 from benchmarks.trainer import TrainerConfig, run_trainer
 from experiments.errors import ExperimentError
@@ -20,6 +21,7 @@ STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
 LANGUAGE_CURVE, PRECISION = LanguageCurveConfig(), PrecisionConfig()
 COMMUNICATION, CLUSTER = CommunicationConfig(), ClusterConfig()
+SOAK = SoakConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -68,6 +70,11 @@ def cluster(config: Annotated[ClusterConfig, tyro.conf.arg(name="")] = CLUSTER) 
     run_cluster(config, Console())
 
 
+def soak(config: Annotated[SoakConfig, tyro.conf.arg(name="")] = SOAK) -> None:
+    """Train for an hour, and watch memory and compilations."""
+    run_soak(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -87,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "trainer": trainer,
                 "language_curve": language_curve,
                 "precision": precision,
+                "soak": soak,
                 "communication": communication,
                 "cluster": cluster,
             },
