@@ -5,17 +5,16 @@ import errno
 import os
 import shutil
 import subprocess
-from collections import Counter
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from mutation import check_cases, many, mutated_bytes
 
 from experiments.config import to_json
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
@@ -241,30 +240,25 @@ def test_a_disk_that_is_really_full_is_an_error_and_leaves_the_checkpoint_before
 
 # Orbax reads arrays side by side, and leaves the errors of all but one to themselves.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
-def test_bytes_changed_at_random_are_never_read_as_something_else(directory):
-    random = np.random.default_rng(0)
-    files = files_of(directory, 7)
-    outcomes = Counter()
-    for _ in range(200):
-        path = files[random.integers(len(files))]
+@many(40, 1000)
+def test_changed_files_are_never_read_as_something_else(directory, num_cases, record_property):
+    def case(random):
+        path = random.choice(files_of(directory, 7))
         data = path.read_bytes()
-        changed = bytearray(data[: random.integers(len(data)) if random.random() < 0.3 else None])
-        for place in random.integers(max(len(changed), 1), size=random.integers(4)):
-            if changed:
-                changed[place] ^= 1 << random.integers(8)
-        path.write_bytes(changed)
+        path.write_bytes(mutated_bytes(random, data))
         state, warnings = restored(directory)
-        outcomes[int(state.step)] += 1
         if int(state.step) == 7:
             check(state)
+            assert not warnings
             path.write_bytes(data)
-        else:
-            assert len(warnings) == 1
-            with Checkpoints(directory) as checkpoints:
-                checkpoints.save(STATE)
-            files = files_of(directory, 7)
-    assert set(outcomes) == {5, 7}
+            return False
+        assert int(state.step) == 5
+        assert len(warnings) == 1
+        with Checkpoints(directory) as checkpoints:
+            checkpoints.save(STATE)
+        return True
+
+    check_cases("files of a checkpoint", num_cases, record_property, case)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
