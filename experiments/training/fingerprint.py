@@ -18,7 +18,7 @@ def fingerprint(tree: PyTree) -> UInt32[Array, ""]:
     changes it.
 
     Args:
-        tree: Arrays of any dtype but PRNG keys.
+        tree: Arrays of any dtype, PRNG keys too.
 
     Returns:
         The checksum.
@@ -32,6 +32,8 @@ def fingerprint(tree: PyTree) -> UInt32[Array, ""]:
 def _words(leaf: Array) -> UInt32[Array, "..."]:
     """Write the bits of each entry as whole numbers of 32 bits."""
     leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return _words(jax.random.key_data(leaf))
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
     width = min(8 * leaf.dtype.itemsize, 32)

@@ -106,6 +106,7 @@ def test_the_tables_are_trained_as_the_paper_says(name):
         "momentum": 0.0,
         "weight_decay": 0.0,
         "clip_norm": 0.25,
+        "accumulate": 1,
     }
     assert SWEEPS[name].seeds == 5
 

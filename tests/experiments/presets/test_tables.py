@@ -130,6 +130,7 @@ def test_table_1_is_trained_as_the_paper_says():
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "clip_norm": 0.0,
+        "accumulate": 1,
     }
 
 
@@ -145,6 +146,7 @@ def test_table_2_is_trained_as_the_paper_says():
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "clip_norm": 0.0,
+        "accumulate": 1,
     }
 
 

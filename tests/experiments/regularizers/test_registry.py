@@ -1,6 +1,7 @@
 """Methods as text, and what all of them have in common."""
 
 import dataclasses
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -57,6 +58,8 @@ class Tiny(nn.Module):
     width: int
     dropout_rate: float = 0.0
     drop_block_size: int = 0
+    dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images, *, train, drop_block_rate=0.0):

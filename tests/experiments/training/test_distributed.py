@@ -64,7 +64,7 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_pr
                 np.abs(one - other).max() / max(np.abs(other).max(), 1e-3)
                 for one, other in zip(weights, expected, strict=True)
             ]
-            record_property(f"{dtype}, {number} processes", max(differences))
+            record_property(f"{dtype}, {number} processes", float(max(differences)))
             assert max(differences) < TOLERANCE[dtype]
             # The last array is how many layers each step drew.
             np.testing.assert_array_equal(weights[-1], expected[-1])

@@ -43,6 +43,11 @@ def test_what_is_not_the_same_has_another(changed):
     assert fingerprint({"a": jnp.array([1.0, 2.0]), "b": jnp.zeros(3)}) != fingerprint(changed)
 
 
+def test_keys_count():
+    one, other = (fingerprint({"key": jax.random.key(seed)}) for seed in (0, 1))
+    assert one != other
+
+
 def test_it_does_not_depend_on_the_layout_over_devices(two_devices):
     array = jax.random.normal(jax.random.key(0), (6, 4))
     found = {
