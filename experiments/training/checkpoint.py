@@ -101,12 +101,13 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         """Wait for the last checkpoint, and close the directory."""
-        self._manager.close()
+        with _as_os_errors():
+            self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint that is complete, `None` if there is none."""
-        self._manager.wait_until_finished()
+        self.finish()
         return self._manager.latest_step()
 
     def save(self, state: TrainState, best: Best | None = None) -> None:
