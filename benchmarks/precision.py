@@ -125,11 +125,14 @@ def _networks(config: PrecisionConfig) -> dict[str, TrainConfig]:
 
 def _measure(config: TrainConfig, dtype: str, num_probes: int) -> dict[str, PyTree]:
     """Compute loss, traces and their gradients in one dtype."""
-    model: Any = dataclasses.replace(config.model, dtype=dtype)
-    config = dataclasses.replace(config, model=model)
     with jax.enable_x64(dtype == REFERENCE), jax.numpy_dtype_promotion("standard"):
-        task = build_task(config, load_data(config.data))
-        params, network_state = _as_reference(task.init(jax.random.key(0)), dtype)
+        data = load_data(config.data)
+        # The same weights for all, drawn in float32.
+        start = build_task(config, data).init(jax.random.key(0))
+        params, network_state = _as_reference(start, dtype)
+        model: Any = dataclasses.replace(config.model, dtype=dtype)
+        config = dataclasses.replace(config, model=model)
+        task = build_task(config, data)
         batch = _as_reference(task.initial_batch(), dtype)
         batch = jax.tree.map(lambda array: array[: config.batch_size], batch)
         step = jnp.zeros((), jnp.int32)
