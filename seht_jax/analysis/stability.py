@@ -132,14 +132,19 @@ def dense_jacobian(field: Field, point: PyTree) -> Float[np.ndarray, "size size"
     def flat_field(leaves: list[Array]) -> list[Array]:
         return jax.tree.leaves(field(structure.unflatten(leaves)))
 
-    blocks = jax.jit(jax.jacfwd(flat_field))(leaves)
+    def column(position: int, leaves: list[Array]) -> list[Array]:
+        before, after = leaves[:position], leaves[position + 1 :]
+        return jax.jacfwd(lambda leaf: flat_field([*before, leaf, *after]))(leaves[position])
+
+    # One leaf at a time, since `jax.jacfwd` takes leaves of one dtype.
+    columns = jax.jit(lambda leaves: [column(i, leaves) for i in range(len(leaves))])(leaves)
     return np.block(
         [
             [
-                np.asarray(block, np.float64).reshape(row_leaf.size, column_leaf.size)
-                for block, column_leaf in zip(row, leaves, strict=True)
+                np.asarray(columns[j][i], np.float64).reshape(row_leaf.size, column_leaf.size)
+                for j, column_leaf in enumerate(leaves)
             ]
-            for row, row_leaf in zip(blocks, leaves, strict=True)
+            for i, row_leaf in enumerate(leaves)
         ]
     )
 
@@ -225,9 +230,9 @@ def classify(
             ends of the spectrum of a symmetric J by a Lanczos method; the counts are then of what
             it returns.
         speed_tolerance: f vanishes where its norm is at most this.
-        eigenvalue_tolerance: A real part is 0 where it is at most this share of the largest
-            absolute value of the eigenvalues: they are computed with an error of about the dtype's
-            precision times that value.
+        eigenvalue_tolerance: A real part counts as 0 where it is at most this times the largest
+            absolute value of the eigenvalues, or times 1 if that is larger: eigenvalues are
+            computed with an error of about the dtype's precision times the largest.
 
     Returns:
         The classification.
@@ -269,7 +274,7 @@ def classify(
         )
         raise ValueError(message)
     found = found[np.argsort(-found.real, kind="stable")]
-    smallest = eigenvalue_tolerance * np.abs(found).max()
+    smallest = eigenvalue_tolerance * max(1.0, np.abs(found).max())
     num_stable = int(np.sum(found.real < -smallest))
     num_unstable = int(np.sum(found.real > smallest))
     num_center = found.size - num_stable - num_unstable
