@@ -376,9 +376,10 @@ def _checked(name: str, value: Any, *, most: float = float("inf"), below_1: bool
         ValueError: If it is a Python number out of its range.
     """
     scalar = as_scalar(name, value)
-    if isinstance(value, numbers.Real) and not (
-        0 <= value <= most and not (below_1 and value >= 1)
-    ):
+    in_range = not isinstance(value, numbers.Real) or (
+        0 <= float(value) <= most and not (below_1 and float(value) >= 1)
+    )
+    if not in_range:
         wanted = "in [0, 1)" if below_1 else "at least 0" if most > 1 else f"in [0, {most:g}]"
         message = f"{name} must be {wanted}, got {value}"
         raise ValueError(message)

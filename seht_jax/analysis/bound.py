@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from seht_jax.penalty import as_scalar, check_positive
@@ -263,7 +264,7 @@ def _checked_sizes(weights: Array, inputs: Array, labels: Array) -> tuple[int, i
         raise ValueError(message)
     _check_num_examples(inputs.shape[0])
     num_classes = weights.shape[0]
-    if not isinstance(labels, jax.core.Tracer) and not (
+    if not isinstance(labels, Tracer) and not (
         bool(jnp.all((labels >= 0) & (labels < num_classes)))
     ):
         message = (
@@ -276,7 +277,7 @@ def _checked_sizes(weights: Array, inputs: Array, labels: Array) -> tuple[int, i
 
 def _below(bound: Any, norm: Array) -> bool:
     """Return whether a bound is known to be below the norm, by more than rounding."""
-    if isinstance(bound, jax.core.Tracer) or isinstance(norm, jax.core.Tracer):
+    if isinstance(bound, Tracer) or isinstance(norm, Tracer):
         return False
     return float(bound) < float(norm) * (1 - 4 * float(jnp.finfo(norm.dtype).eps))
 
