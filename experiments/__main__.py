@@ -17,6 +17,7 @@ from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError, explain_os_errors
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.report.command import ReportConfig, write_report
+from experiments.stability import StabilityConfig, run_stability
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.sweep.storage_url import hide_in_argument
@@ -26,6 +27,7 @@ from experiments.training.preemption import EXIT_STATUS, Terminated
 from experiments.training.summary import summary_table
 
 DEMO = DemoConfig()
+STABILITY = StabilityConfig()
 STRENGTH = StrengthConfig()
 
 if TYPE_CHECKING:
@@ -64,6 +66,14 @@ def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
     """Write tables, figures and one page about a sweep, from the logs of its runs."""
     with explain_os_errors("write the report", config.directory, "DIRECTORY", "its figures"):
         write_report(config, _console())
+
+
+def stability(config: Annotated[StabilityConfig, tyro.conf.arg(name="")] = STABILITY) -> None:
+    """Show in two parameters how the penalty leaves a sharp minimum for a flat one."""
+    with explain_os_errors(
+        "show the stability of minima", config.output_dir, "--output-dir", "its figures"
+    ):
+        run_stability(config, _console())
 
 
 def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGTH) -> None:
@@ -126,6 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "data": data,
                 "demo": demo,
                 "report": report,
+                "stability": stability,
                 "strength": strength,
                 "sweep": _with_password(hidden),
                 "train": train,

@@ -1,5 +1,12 @@
 """Hessian-trace regularization for JAX: flat minima as a one-line choice."""
 
+from seht_jax.adahessian import (
+    ScaleByAdaHessianState,
+    adahessian,
+    kernel_mean,
+    kernel_mean_magnitude,
+    scale_by_adahessian,
+)
 from seht_jax.curvature import hvp
 from seht_jax.outputs import outputs
 from seht_jax.probes import Stacked, layer_names, module_layer, sparse_signs
@@ -17,12 +24,16 @@ from seht_jax.transform import AddHessianTraceState, add_hessian_trace
 __all__ = [
     "AddHessianTraceState",
     "PenaltyEstimate",
+    "ScaleByAdaHessianState",
     "Stacked",
     "TraceEstimate",
+    "adahessian",
     "add_hessian_trace",
     "exact_trace",
     "hutchinson_trace",
     "hvp",
+    "kernel_mean",
+    "kernel_mean_magnitude",
     "layer_names",
     "layer_traces",
     "masked_trace",
@@ -30,6 +41,7 @@ __all__ = [
     "output_trace",
     "outputs",
     "regularize",
+    "scale_by_adahessian",
     "sparse_signs",
 ]
 

@@ -128,10 +128,8 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
     check_layers(layers)
     ids: dict[str, int] = {}
     indices: dict[int, np.ndarray] = {}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    siblings = collections.Counter(key_path[:-1] for key_path, _ in leaves)
-    for position, (key_path, leaf) in enumerate(leaves):
-        path = _path_names(key_path, alone=siblings[key_path[:-1]] == 1)
+    leaves = jax.tree.leaves(params)
+    for position, (path, leaf) in enumerate(zip(leaf_paths(params), leaves, strict=True)):
         layer: Any = layers(path)
         match layer:
             case None:
@@ -163,6 +161,20 @@ def layer_table(params: PyTree, layers: LayerFunction) -> LayerTable:
         )
         raise ValueError(message)
     return LayerTable(tuple(ids), indices)
+
+
+def leaf_paths(params: PyTree) -> list[tuple[str, ...]]:
+    """List the paths of the leaves, as `module_layer` takes them.
+
+    Args:
+        params: A pytree.
+
+    Returns:
+        For each leaf the names on the way to it, without boxes.
+    """
+    key_paths = [key_path for key_path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    siblings = collections.Counter(key_path[:-1] for key_path in key_paths)
+    return [_path_names(key_path, alone=siblings[key_path[:-1]] == 1) for key_path in key_paths]
 
 
 def check_layers(layers: Any) -> None:

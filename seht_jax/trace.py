@@ -364,20 +364,19 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
     return jnp.mean(1 - jnp.sum(probabilities**2, axis=-1))
 
 
-def _product_with(
-    curvature: Curvature, loss: ClosedLoss, operands: Sequence[Array], table: LayerTable
-) -> Callable[[ClosedLoss, Sequence[Array], Mapping[int, Array]], dict[int, Array]]:
-    """Return the product of a matrix with a direction of some leaves, on these leaves."""
-    if curvature == "hessian":
-        return _hessian_vector_product
-    check_outputs(loss, operands, table.probed)
-    return _gauss_newton_vector_product
-
-
-def _hessian_vector_product(
+def hessian_vector_product(
     loss: ClosedLoss, operands: Sequence[Array], probe: Mapping[int, Array]
 ) -> dict[int, Array]:
-    """Return the product on the probed leaves only, whose gradients are the only ones taken."""
+    """Compute the product of the Hessian of a closed loss with a direction of some leaves.
+
+    Args:
+        loss: The closed loss.
+        operands: Its operands.
+        probe: The direction, by the positions of the leaves that it moves.
+
+    Returns:
+        The product on the probed leaves only, whose gradients are the only ones taken.
+    """
     first_param = len(operands) - loss.num_params
 
     def loss_of(probed: dict[int, Array], operands: Sequence[Array]) -> Array:
@@ -391,6 +390,16 @@ def _hessian_vector_product(
         lambda probe, probed, operands: hvp(loss_of, probe)(probed, operands)
     )
     return product(dict(probe), probed, list(operands))
+
+
+def _product_with(
+    curvature: Curvature, loss: ClosedLoss, operands: Sequence[Array], table: LayerTable
+) -> Callable[[ClosedLoss, Sequence[Array], Mapping[int, Array]], dict[int, Array]]:
+    """Return the product of a matrix with a direction of some leaves, on these leaves."""
+    if curvature == "hessian":
+        return hessian_vector_product
+    check_outputs(loss, operands, table.probed)
+    return _gauss_newton_vector_product
 
 
 def _gauss_newton_vector_product(

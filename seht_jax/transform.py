@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from seht_jax._compat import as_varying, varying_axes
-from seht_jax.closed_loss import close_loss
+from seht_jax.closed_loss import ClosedLoss, close_loss
 from seht_jax.contribution import make_contribution
 from seht_jax.curvature import Curvature
 from seht_jax.penalty import (
@@ -30,6 +30,9 @@ from seht_jax.penalty import (
 )
 from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import LayerFunction, ProbeProbability, layer_table, module_layer
+
+_NAME = "add_hessian_trace"
+_INSTEAD = "Choose what is probed with layers=, which returns None for a leaf that is not"
 
 
 class AddHessianTraceState(NamedTuple):
@@ -166,7 +169,7 @@ def add_hessian_trace(
     strength = lam if callable(lam) else checked(lam)
 
     def init(params: PyTree) -> AddHessianTraceState:
-        layer_table(_complete(params), penalty.layers)
+        layer_table(complete_params(_NAME, params, _INSTEAD), penalty.layers)
         # A copy: a step that donates its state would delete the caller's key.
         return AddHessianTraceState(
             jnp.copy(key), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
@@ -180,17 +183,7 @@ def add_hessian_trace(
         value_fn: Callable[[PyTree], Array] | None = None,
         **_extra_args: Any,
     ) -> tuple[PyTree, AddHessianTraceState]:
-        if params is None or value_fn is None:
-            missing = "params" if params is None else "value_fn"
-            message = (
-                f"add_hessian_trace needs {missing}: call update(updates, state, params, "
-                "value_fn=value_fn), with value_fn(params) the scalar loss on the batch"
-            )
-            raise TypeError(message)
-        check_loss_fn("value_fn", value_fn)
-        loss, operands = close_loss(
-            value_fn, _complete(params), (), {}, has_aux=False, name="value_fn"
-        )
+        loss, operands = close_value_fn(_NAME, value_fn, params, _INSTEAD)
         table = layer_table(params, penalty.layers)
         next_key, step_key = jax.random.split(state.key)
         active = True if every == 1 else state.count % every == 0
@@ -236,21 +229,16 @@ def add_hessian_trace(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _bounded(
-    scale: Array, gradients: PyTree, updates: PyTree, relative: Array
-) -> tuple[Array, PyTree]:
-    """Bound a scale so that the scaled gradients are no more than a share of the updates."""
-    norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(accumulation_dtype(g.dtype)), gradients))
-    updates = jax.tree.map(lambda u: u.astype(accumulation_dtype(u.dtype)), updates)
-    usable = jnp.isfinite(norm) & (norm > 0)
-    # A traced share can not be checked; a negative one would reward curvature.
-    limit = jnp.maximum(relative, 0) * optax.tree.norm(updates) / jnp.where(usable, norm, 1)
-    gradients = jax.tree.map(lambda g: jnp.where(usable, g, jnp.zeros_like(g)), gradients)
-    return jnp.clip(scale.astype(limit.dtype), -limit, limit), gradients
+def complete_params(name: str, params: PyTree, instead: str) -> PyTree:
+    """Return the params of an update, refusing those of which a wrapper hides a part.
 
+    Args:
+        name: The name of the transformation.
+        params: The params.
+        instead: What to do instead of wrapping it, a sentence.
 
-def _complete(params: PyTree) -> PyTree:
-    """Return the params, refusing those of which a wrapper hides a part.
+    Returns:
+        The params.
 
     Raises:
         TypeError: If a part is hidden.
@@ -262,9 +250,52 @@ def _complete(params: PyTree) -> PyTree:
     ]
     if hidden:
         message = (
-            "add_hessian_trace was given params with optax.MaskedNode in them; optax.masked and "
-            "optax.partition can not wrap it, since the loss needs all params. Choose what is "
-            "probed with layers=, which returns None for a leaf that is not"
+            f"{name} was given params with optax.MaskedNode in them; optax.masked and "
+            f"optax.partition can not wrap it, since the loss needs all params. {instead}"
         )
         raise TypeError(message)
     return params
+
+
+def close_value_fn(
+    name: str, value_fn: Callable[[PyTree], Any] | None, params: PyTree | None, instead: str
+) -> tuple[ClosedLoss, list[Array]]:
+    """Close the loss of an update (`close_loss`).
+
+    Args:
+        name: The name of the transformation.
+        value_fn: What its `update` was given.
+        params: What its `update` was given.
+        instead: See `complete_params`.
+
+    Returns:
+        The closed loss, and its operands.
+
+    Raises:
+        TypeError: If one is missing or hidden in part, or `value_fn` is no function; see
+            `close_loss`.
+        ValueError: See `close_loss`.
+    """
+    if params is None or value_fn is None:
+        missing = "params" if params is None else "value_fn"
+        message = (
+            f"{name} needs {missing}: call update(updates, state, params, value_fn=value_fn), with "
+            "value_fn(params) the scalar loss on the batch"
+        )
+        raise TypeError(message)
+    check_loss_fn("value_fn", value_fn)
+    params = complete_params(name, params, instead)
+    return close_loss(value_fn, params, (), {}, has_aux=False, name="value_fn")
+
+
+def _bounded(
+    scale: Array, gradients: PyTree, updates: PyTree, relative: Array
+) -> tuple[Array, PyTree]:
+    """Bound a scale so that the scaled gradients are no more than a share of the updates."""
+    norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(accumulation_dtype(g.dtype)), gradients))
+    updates = jax.tree.map(lambda u: u.astype(accumulation_dtype(u.dtype)), updates)
+    usable = jnp.isfinite(norm) & (norm > 0)
+    # A traced share can not be checked; a negative one would reward curvature.
+    limit = jnp.maximum(relative, 0) * optax.tree.norm(updates) / jnp.where(usable, norm, 1)
+    gradients = jax.tree.map(lambda g: jnp.where(usable, g, jnp.zeros_like(g)), gradients)
+    return jnp.clip(scale.astype(limit.dtype), -limit, limit), gradients

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import pytest
+from jaxtyping import config
 from oracle import without_aux
 
 jax.config.update("jax_platforms", "cpu")
@@ -24,6 +25,14 @@ def enable_x64():
     """Compute in float64, with strict dtypes, unless a test asks for something else."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def no_runtime_type_checks():
+    """Leave the library alone with its own checks, as it is for its users."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -5,20 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxtyping import config
 
 import seht_jax as seht
 
 KEY = jax.random.key(0)
 PARAMS = {"w": np.ones(2)}
 
-
-@pytest.fixture(autouse=True)
-def no_runtime_type_checks():
-    """Leave the library alone with its own checks, as it is for its users."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("no_runtime_type_checks")
 
 
 def loss_fn(params):

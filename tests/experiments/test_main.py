@@ -37,6 +37,7 @@ def trained(monkeypatch):
         (["data"], ["prepare"]),
         (["data", "prepare"], ["cifar10", "cifar100", "--data-dir", "--archive"]),
         (["demo"], ["--seeds", "--epochs", "--output-dir"]),
+        (["stability"], ["--lam", "--learning-rate", "--output-dir"]),
         (["train"], ["digits", "cifar10-small"]),
         (
             ["train", "cifar10-small"],
@@ -86,9 +87,10 @@ def test_missing_data_are_explained_without_a_traceback(tmp_path, capsys, monkey
         (["sweep", "digits-small"], "--output-dir"),
         (["data", "prepare", "cifar10"], "--data-dir"),
         (["demo"], "--output-dir"),
+        (["stability"], "--output-dir"),
         (["strength"], "--output-dir"),
     ],
-    ids=["train", "sweep", "data", "demo", "strength"],
+    ids=["train", "sweep", "data", "demo", "stability", "strength"],
 )
 def test_a_directory_that_can_not_be_written_is_explained_without_a_traceback(
     tmp_path, capsys, arguments, option
