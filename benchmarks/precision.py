@@ -125,15 +125,17 @@ def _networks(config: PrecisionConfig) -> dict[str, TrainConfig]:
 
 def _measure(config: TrainConfig, dtype: str, num_probes: int) -> dict[str, PyTree]:
     """Compute loss, traces and their gradients in one dtype."""
-    with jax.enable_x64(dtype == REFERENCE), jax.numpy_dtype_promotion("standard"):
+    # With float64 at hand for all of them: other random bits make the signs of a probe without.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         data = load_data(config.data)
         # The same weights for all, drawn in float32.
         start = build_task(config, data).init(jax.random.key(0))
-        params, network_state = _as_reference(start, dtype)
+        stored = REFERENCE if dtype == REFERENCE else "float32"
+        params, network_state = _with_floats(start, stored)
         model: Any = dataclasses.replace(config.model, dtype=dtype)
         config = dataclasses.replace(config, model=model)
         task = build_task(config, data)
-        batch = _as_reference(task.initial_batch(), dtype)
+        batch = _with_floats(task.initial_batch(), stored)
         batch = jax.tree.map(lambda array: array[: config.batch_size], batch)
         step = jnp.zeros((), jnp.int32)
         network = task.network(network_state, step, jax.random.key(1), {})
@@ -162,12 +164,11 @@ def _measure(config: TrainConfig, dtype: str, num_probes: int) -> dict[str, PyTr
         return jax.device_get(figures)
 
 
-def _as_reference(tree: Any, dtype: str) -> Any:
-    """Bring floats to float64, if that is the dtype."""
+def _with_floats(tree: Any, dtype: str) -> Any:
+    """Bring floats, and nothing else, to a dtype."""
 
     def cast(array: jax.Array) -> jax.Array:
-        is_float = jnp.issubdtype(array.dtype, jnp.floating)
-        return array.astype(dtype) if is_float and dtype == REFERENCE else array
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return jax.tree.map(cast, tree)
 

@@ -10,7 +10,7 @@ from benchmarks import precision
 from benchmarks.precision import COMPARED, FIGURES, PrecisionConfig, run_precision
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_float32_is_nearer_to_float64_than_bfloat16(monkeypatch):
     networks = precision._networks
     monkeypatch.setattr(precision, "_networks", lambda config: {"lstm": networks(config)["lstm"]})
