@@ -1,6 +1,8 @@
 """Hessian-trace regularization for JAX: flat minima as a one-line choice."""
 
 from seht_jax.curvature import hvp
+from seht_jax.dataset import mean_over_batches
+from seht_jax.diagonal import DiagonalEstimate, hutchinson_diagonal
 from seht_jax.outputs import outputs
 from seht_jax.probes import Stacked, layer_names, module_layer, sparse_signs
 from seht_jax.regularize import PenaltyEstimate, regularize
@@ -16,16 +18,19 @@ from seht_jax.transform import AddHessianTraceState, add_hessian_trace
 
 __all__ = [
     "AddHessianTraceState",
+    "DiagonalEstimate",
     "PenaltyEstimate",
     "Stacked",
     "TraceEstimate",
     "add_hessian_trace",
     "exact_trace",
+    "hutchinson_diagonal",
     "hutchinson_trace",
     "hvp",
     "layer_names",
     "layer_traces",
     "masked_trace",
+    "mean_over_batches",
     "module_layer",
     "output_trace",
     "outputs",
