@@ -77,7 +77,7 @@ def mean_over_batches(
             )
             return total + batch_loss(params, batch), None
 
-        total = None
+        parts = []
         if num_batches:
             # Sliced where the number does not come out even only: a slice of a sharded axis moves.
             stacked = jax.tree.map(
@@ -88,13 +88,11 @@ def mean_over_batches(
             )
             first = jax.eval_shape(lambda: add_batch(jnp.zeros(()), jnp.zeros((), int))[0])
             total, _ = jax.lax.scan(add_batch, jnp.zeros((), first.dtype), jnp.arange(num_batches))
-            total *= batch_size / num_samples
+            parts.append(total * (num_full / num_samples))
         if num_left:
             last = batch_loss(params, jax.tree.map(lambda rows: rows[num_full:], data))
-            last *= num_left / num_samples
-            total = last if total is None else total + last
-        assert total is not None
-        return total
+            parts.append(last * (num_left / num_samples))
+        return sum(parts[1:], start=parts[0])
 
     return mean_loss
 

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from seht_jax.closed_loss import close_loss
 from seht_jax.curvature import Curvature
 from seht_jax.penalty import (
-    check_count,
     check_curvature,
     check_key,
     check_loss_fn,
@@ -57,104 +56,80 @@ class CurvatureOperator:
 def curvature_operator(
     loss_fn: Callable[..., Any],
     key: PRNGKeyArray,
-    params: PyTree,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     *,
     has_aux: bool,
     curvature: Curvature,
     layers: LayerFunction,
     progress: Callable[[], Any] | None,
-) -> CurvatureOperator:
-    """Make the operator of a loss.
+) -> Callable[..., CurvatureOperator]:
+    """Check the arguments that the functions of this package share, and make their operator.
 
     Args:
         loss_fn: The loss.
         key: A PRNG key.
-        params: The params.
-        args: The other positional arguments of the loss.
-        kwargs: Its keyword arguments.
-        has_aux: Whether it returns an aux; it is dropped.
+        has_aux: Whether the loss returns an aux; it is dropped.
         curvature: Which matrix.
         layers: From the path of a leaf to its layer, `None` for what is left out.
         progress: Called on the host after each product.
 
     Returns:
-        The operator.
-    """
-    loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
-    table = layer_table(params, layers)
-    product_with = curvature_product(curvature, loss, operands, table)
-    leaves = loss.params_of(operands)
-    dtype = accumulation_dtype(loss.dtype)
-    ends = np.cumsum([leaves[i].size for i in table.probed])
-
-    def join(parts: dict[int, Array]) -> Array:
-        return jnp.concatenate([parts[i].astype(dtype).reshape(-1) for i in table.probed])
-
-    def split(vector: Array) -> dict[int, Array]:
-        parts = jnp.split(vector, ends[:-1], axis=-1)
-        return {
-            i: part.reshape(*part.shape[:-1], *leaves[i].shape).astype(leaves[i].dtype)
-            for i, part in zip(table.probed, parts, strict=True)
-        }
-
-    # In sequence: the activations of all products at once are what there is no room for.
-    @jax.custom_batching.sequential_vmap
-    def product(vector: Array) -> Array:
-        result = join(product_with(loss, operands, split(vector)))
-        if progress is not None:
-            # An entry is passed on, so that it is called when the product is there.
-            jax.debug.callback(lambda _: progress(), result[0])
-        return result
-
-    def signs(key: PRNGKeyArray) -> Array:
-        return join(sample_probe(key, leaves, table, 0.5, None))
-
-    def to_params(vectors: Array) -> PyTree:
-        parts = split(vectors)
-        stacked = [
-            parts[i] if i in parts else jnp.zeros((len(vectors), *leaf.shape), leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ]
-        originals = jax.tree.leaves(params)
-        return jax.tree.structure(params).unflatten(map(_sharded_like, stacked, originals))
-
-    return CurvatureOperator(
-        int(ends[-1]), dtype, product, signs, to_params, shared_key(loss, operands, key)
-    )
-
-
-def check_analysis(
-    loss_fn: Any,
-    key: Any,
-    curvature: Any,
-    has_aux: Any,
-    progress: Any,
-    **counts: Any,
-) -> None:
-    """Check the arguments that the functions of this package have in common.
-
-    Args:
-        loss_fn: The loss.
-        key: The key.
-        curvature: The name of the matrix.
-        has_aux: Whether there is an aux.
-        progress: The callback.
-        **counts: Numbers that must be at least 1, by the names of the arguments.
+        A function of `loss_fn`'s signature that returns the operator.
 
     Raises:
-        TypeError: If one has the wrong type.
+        TypeError: If an argument has the wrong type.
     """
     check_loss_fn("loss_fn", loss_fn)
     check_key(key)
-    check_curvature(curvature)
     check_switch("has_aux", has_aux)
-    for name, count in counts.items():
-        check_count(name, count)
+    check_curvature(curvature)
     if progress is not None and not callable(progress):
         message = f"progress must be a function without arguments, or None, got {progress!r}"
         raise TypeError(message)
+
+    def operator(params: PyTree, /, *args: Any, **kwargs: Any) -> CurvatureOperator:
+        loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
+        table = layer_table(params, layers)
+        product_with = curvature_product(curvature, loss, operands, table)
+        leaves = loss.params_of(operands)
+        dtype = accumulation_dtype(loss.dtype)
+        ends = np.cumsum([leaves[i].size for i in table.probed])
+
+        def join(parts: dict[int, Array]) -> Array:
+            return jnp.concatenate([parts[i].astype(dtype).reshape(-1) for i in table.probed])
+
+        def split(vector: Array) -> dict[int, Array]:
+            parts = jnp.split(vector, ends[:-1], axis=-1)
+            return {
+                i: part.reshape(*part.shape[:-1], *leaves[i].shape).astype(leaves[i].dtype)
+                for i, part in zip(table.probed, parts, strict=True)
+            }
+
+        # In sequence: the activations of all products at once are what there is no room for.
+        @jax.custom_batching.sequential_vmap
+        def product(vector: Array) -> Array:
+            result = join(product_with(loss, operands, split(vector)))
+            if progress is not None:
+                # An entry is passed on, so that it is called when the product is there.
+                jax.debug.callback(lambda _: progress(), result[0])
+            return result
+
+        def signs(key: PRNGKeyArray) -> Array:
+            return join(sample_probe(key, leaves, table, 0.5, None))
+
+        def to_params(vectors: Array) -> PyTree:
+            parts = split(vectors)
+            stacked = [
+                parts[i] if i in parts else jnp.zeros((len(vectors), *leaf.shape), leaf.dtype)
+                for i, leaf in enumerate(leaves)
+            ]
+            originals = jax.tree.leaves(params)
+            return jax.tree.structure(params).unflatten(map(_sharded_like, stacked, originals))
+
+        return CurvatureOperator(
+            int(ends[-1]), dtype, product, signs, to_params, shared_key(loss, operands, key)
+        )
+
+    return operator
 
 
 def _sharded_like(stacked: Array, leaf: Any) -> Array:

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 from matfree import stochtrace
 
-from seht_jax.analysis.operator import CurvatureOperator, check_analysis, curvature_operator
+from seht_jax.analysis.operator import CurvatureOperator, curvature_operator
 from seht_jax.curvature import Curvature
+from seht_jax.penalty import check_count
 from seht_jax.probes import LayerFunction, module_layer
 from seht_jax.trace import TraceEstimate, summarise
 
@@ -70,21 +71,14 @@ def xtrace(
         Epperly, Tropp and Webber, *XTrace: Making the Most of Every Sample in Stochastic Trace
         Estimation* (2024), in matfree's implementation.
     """
-    check_analysis(loss_fn, key, curvature, has_aux, progress, num_probes=num_probes)
+    check_count("num_probes", num_probes)
+    operator = curvature_operator(
+        loss_fn, key, has_aux=has_aux, curvature=curvature, layers=layers, progress=progress
+    )
 
     @functools.wraps(loss_fn, updated=())
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> TraceEstimate:
-        matrix = curvature_operator(
-            loss_fn,
-            key,
-            params,
-            args,
-            kwargs,
-            has_aux=has_aux,
-            curvature=curvature,
-            layers=layers,
-            progress=progress,
-        )
+        matrix = operator(params, *args, **kwargs)
         _check_few(num_probes, matrix, products_of_probe=2)
         like = jnp.zeros(matrix.size, matrix.dtype)
         probes = stochtrace.sampler_sphere(like, num=num_probes)(matrix.key)
@@ -144,21 +138,14 @@ def hutch_plus_plus(
     References:
         Meyer, Musco, Musco and Woodruff, *Hutch++: Optimal Stochastic Trace Estimation* (2021).
     """
-    check_analysis(loss_fn, key, curvature, has_aux, progress, num_probes=num_probes)
+    check_count("num_probes", num_probes)
+    operator = curvature_operator(
+        loss_fn, key, has_aux=has_aux, curvature=curvature, layers=layers, progress=progress
+    )
 
     @functools.wraps(loss_fn, updated=())
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> TraceEstimate:
-        matrix = curvature_operator(
-            loss_fn,
-            key,
-            params,
-            args,
-            kwargs,
-            has_aux=has_aux,
-            curvature=curvature,
-            layers=layers,
-            progress=progress,
-        )
+        matrix = operator(params, *args, **kwargs)
         _check_few(num_probes, matrix, products_of_probe=3)
         keys_basis, keys_rest = jax.random.split(matrix.key, (2, num_probes))
         sketch = jax.lax.map(lambda key: matrix.product(matrix.signs(key)), keys_basis)
@@ -183,7 +170,7 @@ def _check_few(num_probes: int, matrix: CurvatureOperator, products_of_probe: in
     """
     if num_probes * products_of_probe >= matrix.size:
         message = (
-            f"num_probes = {num_probes} takes {products_of_probe} products each, and the matrix has "
-            f"only {matrix.size} rows: use seht_jax.exact_trace, or fewer probes"
+            f"num_probes = {num_probes} takes {products_of_probe} products each, and the matrix "
+            f"has only {matrix.size} rows: use seht_jax.exact_trace, or fewer probes"
         )
         raise ValueError(message)

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matfree import decomp
 
-from seht_jax.analysis.operator import CurvatureOperator, check_analysis, curvature_operator
+from seht_jax.analysis.operator import CurvatureOperator, curvature_operator
 from seht_jax.curvature import Curvature
+from seht_jax.penalty import check_count
 from seht_jax.probes import LayerFunction, module_layer
 
 
@@ -134,23 +135,15 @@ def extreme_eigenpairs(
         Lanczos (1950), in matfree's implementation. Ghorbani, Krishnan and Xiao, *An Investigation
         into Neural Net Optimization via Hessian Eigenvalue Density* (2019).
     """
-    check_analysis(
-        loss_fn, key, curvature, has_aux, progress, num_pairs=num_pairs, num_products=num_products
+    check_count("num_pairs", num_pairs)
+    check_count("num_products", num_products)
+    operator = curvature_operator(
+        loss_fn, key, has_aux=has_aux, curvature=curvature, layers=layers, progress=progress
     )
 
     @functools.wraps(loss_fn, updated=())
     def eigenpairs(params: PyTree, /, *args: Any, **kwargs: Any) -> ExtremeEigenpairs:
-        matrix = curvature_operator(
-            loss_fn,
-            key,
-            params,
-            args,
-            kwargs,
-            has_aux=has_aux,
-            curvature=curvature,
-            layers=layers,
-            progress=progress,
-        )
+        matrix = operator(params, *args, **kwargs)
         dimension = min(num_products, matrix.size)
         if num_pairs > dimension:
             message = (
@@ -230,23 +223,15 @@ def spectral_quadrature(
         Ubaru, Chen and Saad, *Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature*
         (2017). Ghorbani, Krishnan and Xiao (2019).
     """
-    check_analysis(
-        loss_fn, key, curvature, has_aux, progress, num_probes=num_probes, num_products=num_products
+    check_count("num_probes", num_probes)
+    check_count("num_products", num_products)
+    operator = curvature_operator(
+        loss_fn, key, has_aux=has_aux, curvature=curvature, layers=layers, progress=progress
     )
 
     @functools.wraps(loss_fn, updated=())
     def quadrature(params: PyTree, /, *args: Any, **kwargs: Any) -> SpectralQuadrature:
-        matrix = curvature_operator(
-            loss_fn,
-            key,
-            params,
-            args,
-            kwargs,
-            has_aux=has_aux,
-            curvature=curvature,
-            layers=layers,
-            progress=progress,
-        )
+        matrix = operator(params, *args, **kwargs)
         dimension = min(num_products, matrix.size)
 
         def of_probe(key: PRNGKeyArray) -> SpectralQuadrature:
