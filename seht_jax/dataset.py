@@ -71,11 +71,11 @@ def mean_over_batches(
             loss, _ = split_result(result, has_aux=has_aux, name="loss_fn")
             return loss.astype(accumulation_dtype(loss.dtype))
 
-        def add_batch(total: Array, k: Array) -> tuple[Array, None]:
+        def full_loss(k: Array) -> Array:
             batch = jax.tree.map(
                 lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False), stacked
             )
-            return total + batch_loss(params, batch), None
+            return batch_loss(params, batch)
 
         parts = []
         if num_batches:
@@ -86,9 +86,10 @@ def mean_over_batches(
                 ),
                 data,
             )
-            first = jax.eval_shape(lambda: add_batch(jnp.zeros(()), jnp.zeros((), int))[0])
-            total, _ = jax.lax.scan(add_batch, jnp.zeros((), first.dtype), jnp.arange(num_batches))
-            parts.append(total * (num_full / num_samples))
+            indices = jnp.arange(num_batches)
+            zero = jnp.zeros((), jax.eval_shape(full_loss, indices[0]).dtype)
+            total, _ = jax.lax.scan(lambda total, k: (total + full_loss(k), None), zero, indices)
+            parts.append(total * (batch_size / num_samples))
         if num_left:
             last = batch_loss(params, jax.tree.map(lambda rows: rows[num_full:], data))
             parts.append(last * (num_left / num_samples))
@@ -99,15 +100,17 @@ def mean_over_batches(
 
 def _num_samples(data: PyTree) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(data)
-    sizes = {jax.tree_util.keystr(path): jnp.shape(leaf)[:1] for path, leaf in leaves}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        described = ", ".join(f"data{path}: {jnp.shape(leaf)}" for path, leaf in leaves)
+    sizes = {jnp.shape(leaf)[:1] for _, leaf in leaves}
+    if len(sizes) != 1 or () in sizes:
+        described = ", ".join(
+            f"data{jax.tree_util.keystr(path)}: {jnp.shape(leaf)}" for path, leaf in leaves
+        )
         message = (
             "data must be a pytree of arrays with all samples along their first axis, got "
             f"{'the shapes ' + described if leaves else 'no array'}"
         )
         raise ValueError(message)
-    ((num_samples,),) = set(sizes.values())
+    ((num_samples,),) = sizes
     if num_samples == 0:
         message = "data has no sample: the first axis of its arrays is of size 0"
         raise ValueError(message)

@@ -316,7 +316,7 @@ class _RitzPairs(NamedTuple):
 def _ritz_pairs(matrix: CurvatureOperator, start: Array, dimension: int) -> _RitzPairs:
     # Not matfree's `tridiag_sym`, which is this with the entries on both sides of the diagonal
     # averaged: below it are the norms by which an exhausted space is recognised.
-    decompose = decomp.hessenberg(dimension, reortho="full", custom_vjp=False)
+    decompose: Any = decomp.hessenberg(dimension, reortho="full", custom_vjp=False)
     basis, hessenberg, rest, _ = decompose(matrix.product, start)
     diagonal, lower = jnp.diagonal(hessenberg), jnp.diagonal(hessenberg, -1)
     finite = [jnp.where(jnp.isfinite(x), jnp.abs(x), 0) for x in (diagonal, lower)]
