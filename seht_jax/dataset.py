@@ -23,7 +23,7 @@ def mean_over_batches(
     so a last batch that is smaller counts for less. Whatever takes a loss takes the result:
     gradients, `hvp`, `layer_traces`, `exact_trace`, `seht_jax.analysis`. A batch's activations are
     computed again when its derivative is, and not kept: the derivatives of the mean cost what those
-    of the batches do, one after the other.
+    of the batches do, one after the other. (XLA may keep one copy of the data in another layout.)
 
     Of N samples in b full batches, batch k has the samples k, k + b, k + 2b, ...: each device's
     part of a data set that is sharded over the samples gives its share to every batch, so that all

@@ -7,12 +7,14 @@ works on leaves.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -110,7 +112,7 @@ def curvature_operator(
             result = join(product_with(loss, operands, split(vector)))
             if progress is not None:
                 # An entry is passed on, so that it is called when the product is there.
-                jax.debug.callback(lambda _: progress(), result[0])
+                jax.debug.callback(functools.partial(_report, progress), result[0])
             return result
 
         def signs(key: PRNGKeyArray) -> Array:
@@ -134,10 +136,14 @@ def curvature_operator(
 
 def _sharded_like(stacked: Array, leaf: Any) -> Array:
     """Shard a stack of arrays as an array is, where that can be known: outside of `jax.jit`."""
-    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         return stacked
     sharding = leaf.sharding
     if not isinstance(sharding, NamedSharding):
         return stacked
     axes: Sequence[Any] = (None, *sharding.spec)
     return jax.device_put(stacked, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
+
+
+def _report(progress: Callable[[], Any], _: Any) -> None:
+    progress()

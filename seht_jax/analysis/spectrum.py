@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matfree import decomp
 
@@ -277,7 +278,7 @@ def smoothed_density(
     References:
         Ghorbani, Krishnan and Xiao (2019), section 2.
     """
-    if not isinstance(width, jax.core.Tracer) and not width > 0:
+    if not isinstance(width, Tracer) and not width > 0:
         message = f"width must be positive, got {width}"
         raise ValueError(message)
     nodes, weights = quadrature

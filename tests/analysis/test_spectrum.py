@@ -234,10 +234,18 @@ def test_sharded_params_and_data_give_what_one_device_does(two_devices):
 
     params = {"kernel": jax.random.normal(KEY, (4, 3))}
     data = {"x": jax.random.normal(KEY, (8, 4)), "label": jnp.arange(8) % 3}
-    compute = extreme_eigenpairs(seht.mean_over_batches(loss_fn, 4), KEY, num_products=12)
+    calls = []
+    compute = extreme_eigenpairs(
+        seht.mean_over_batches(loss_fn, 4),
+        KEY,
+        num_products=12,
+        progress=lambda: calls.append(None),
+    )
     expected = compute(params, data)
     shard = jax.sharding.NamedSharding
     sharded = jax.device_put(params, shard(two_devices, P("data", None)))
     actual = compute(sharded, jax.device_put(data, shard(two_devices, P("data"))))
     chex.assert_trees_all_close(actual, expected, rtol=1e-7, atol=1e-9)
     assert actual.largest.vectors["kernel"].sharding.spec == P(None, "data", None)
+    jax.effects_barrier()
+    assert len(calls) == 24  # and not once for each device
