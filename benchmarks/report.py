@@ -30,7 +30,7 @@ from benchmarks.models import BenchmarkModel
 from experiments.environment import git_commit
 
 DIRECTORY = Path("runs/benchmarks")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "torch", "pyhessian")
 NONE = "–"
 
 
