@@ -6,7 +6,6 @@ samples, the last batch a smaller one. Both compute in float32.
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 import seht_jax as seht
-from benchmarks.report import environment, make_progress, new_report_path, write_report
+from benchmarks.report import (
+    environment,
+    grid_table,
+    make_progress,
+    new_report_path,
+    num_threads,
+    write_report,
+)
 from experiments.config import DataConfig, ModelConfig, TrainConfig
 from experiments.data.augment import normalise
 from experiments.data.load import load_data
@@ -63,7 +69,7 @@ class PyHessianConfig:
     """How many are taken at once."""
     lanczos_products: int = 30
     """Products for the greatest eigenvalue here; PyHessian stops by itself."""
-    trace_probes: int = 200
+    trace_probes: int = 500
     """Probes of the trace."""
     density_probes: int = 5
     """Probes of the spectral density."""
@@ -159,6 +165,7 @@ def run_pyhessian(config: PyHessianConfig, console: Console) -> Path:
             "environment": environment(),
             **dataclasses.asdict(config) | {"data_dir": None},
             "num_params": network.num_params,
+            "threads": num_threads(),
             **report,
         },
     )
@@ -191,15 +198,16 @@ def train_network(config: PyHessianConfig, progress: Progress) -> TrainedNetwork
     )
     task: Any = experiment.task
     state = experiment.init(config.seed)
-    num_steps = config.epochs * task.steps_per_epoch
-    bar = progress.add_task("training", total=num_steps)
-    for _ in range(num_steps):
-        state, _ = experiment.train_step(state, task.train_data, None)
+    bar = progress.add_task("training", total=config.epochs)
+    for epoch in range(config.epochs):
+        order = task.epoch_order(state.key, epoch)
+        for _ in range(task.steps_per_epoch):
+            state, _ = experiment.train_step(state, task.train_data, order)
         progress.advance(bar)
     images, labels = (part[: config.samples] for part in task.train_data)
     return TrainedNetwork(
         task.model,
-        {"params": state.params, "batch_stats": state.network_state["batch_stats"]},
+        {"params": state.params, "batch_stats": state.network_state},
         normalise(images, task.dataset.mean, task.dataset.standard_deviation),
         labels,
     )
@@ -286,7 +294,7 @@ def their_curvatures(
 
     from benchmarks.torch_hessian import PyHessian, torch_resnet  # noqa: PLC0415
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(num_threads())
     images = np.asarray(network.images)
     peer = PyHessian(
         torch_resnet(network.model, network.variables, images.shape[-1]),
@@ -415,37 +423,38 @@ def draw_densities(
 
 
 def _table(config: PyHessianConfig, num_params: int, report: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        title=f"Curvature of a ResNet of width {config.width} on {config.dataset}: "
-        f"{num_params:,} parameters, {config.samples:,} samples",
-        caption="ms a product: without compilation, for which the last column is.",
-    )
-    for heading in ("", "here", "PyHessian", "difference"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for heading in ("ms a product", "PyHessian's", "products", "compile s"):
-        table.add_column(heading, justify="right")
     eigenvalue, trace, density = (report[quantity] for quantity in QUANTITIES)
-    cells = {
-        "eigenvalue": (
-            f"{eigenvalue['here']:.5g}",
-            f"{eigenvalue['pyhessian']:.5g}",
-            f"{100 * eigenvalue['relative_difference']:+.3f} %",
+    cells = [
+        (
+            "eigenvalue",
+            (
+                f"{eigenvalue['here']:.5g}",
+                f"{eigenvalue['pyhessian']:.5g}",
+                f"{100 * eigenvalue['relative_difference']:+.3f} %",
+            ),
         ),
-        "trace": (
-            f"{trace['here']:.4g} ± {trace['standard_error']:.2g}",
-            f"{trace['pyhessian']:.4g} ± {trace['pyhessian_standard_error']:.2g}",
-            f"{trace['in_standard_errors']:+.1f} s.e.",
+        (
+            "trace",
+            (
+                f"{trace['here']:.4g} ± {trace['standard_error']:.2g}",
+                f"{trace['pyhessian']:.4g} ± {trace['pyhessian_standard_error']:.2g}",
+                f"{trace['in_standard_errors']:+.1f} s.e.",
+            ),
         ),
-        "density": ("", "", f"{density['distance']:.2g} of 2"),
-    }
+        ("density", ("", "", f"{density['distance']:.2g} of 2 apart")),
+    ]
     for quantity in QUANTITIES:
         figures = report[quantity]
-        table.add_row(
-            quantity,
-            *cells[quantity],
-            f"{1e3 * figures['seconds'] / figures['products']:.1f}",
-            f"{1e3 * figures['pyhessian_seconds'] / figures['pyhessian_products']:.1f}",
-            f"{figures['products']} / {figures['pyhessian_products']}",
-            f"{figures['compile_seconds']:.1f}",
-        )
-    return table
+        products = figures["products"], figures["pyhessian_products"]
+        seconds = figures["seconds"], figures["pyhessian_seconds"]
+        each = [1e3 * time / number for time, number in zip(seconds, products, strict=True)]
+        cells += [
+            (f"{quantity}: products", (*map(str, products), "")),
+            (f"{quantity}: ms each", (*(f"{ms:.1f}" for ms in each), f"{each[0] / each[1]:.2f}x")),
+            (f"{quantity}: compilation, s", (f"{figures['compile_seconds']:.1f}", "", "")),
+        ]
+    title = (
+        f"Curvature of a ResNet of width {config.width} on {config.dataset}:\n"
+        f"{num_params:,} parameters, {config.samples:,} samples, {num_threads()} threads"
+    )
+    return grid_table(title, "", ("here", "PyHessian", "difference"), cells)

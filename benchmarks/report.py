@@ -76,6 +76,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def num_threads() -> int:
+    """Count the cores that this process may use, which XLA takes too."""
+    # Not everywhere does the system tell which of them.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def new_report_path(kind: str, model: str) -> Path:
     """Choose a path that is not taken.
 

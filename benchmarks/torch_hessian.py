@@ -3,6 +3,7 @@
 # PyTorch and PyHessian are in the extra `bench` alone, and type checking goes without them.
 # pyright: reportMissingImports=false
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -102,8 +103,9 @@ class PyHessian:
             One sample for each.
         """
         torch.manual_seed(seed)
-        # It would stop where two means in a row are alike, which is no measure of their error.
-        return _quietly(lambda: self._hessian.trace(maxIter=num_probes, tol=0))
+        # It would stop where two means in a row are alike, which is no measure of their error; and
+        # after two probes where their mean is negative, whatever tolerance is not negative.
+        return _quietly(lambda: self._hessian.trace(maxIter=num_probes, tol=-math.inf))
 
     def quadrature(
         self, seed: int, num_probes: int, num_products: int
@@ -125,7 +127,11 @@ class PyHessian:
 
 
 def _symmetric_eig(matrix: Tensor, *, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-    """Stand in for `torch.eig`, whose eigenvalues have real and imaginary parts in two columns."""
+    """Stand in for `torch.eig`, whose eigenvalues have real and imaginary parts in two columns.
+
+    Raises:
+        ValueError: If only the eigenvalues are wanted, which PyHessian does not want.
+    """
     if not eigenvectors:
         raise ValueError(f"eigenvectors must be True, as PyHessian has it, not {eigenvectors}")
     values, vectors = torch.linalg.eigh(matrix)
