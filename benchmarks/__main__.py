@@ -11,7 +11,7 @@ from benchmarks.communication import CommunicationConfig, run_communication
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.precision import PrecisionConfig, run_precision
-from benchmarks.pyhessian import PyHessianConfig, run_pyhessian
+from benchmarks.pyhessian_peer import PyHessianConfig, run_pyhessian
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.soak import SoakConfig, run_soak
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time

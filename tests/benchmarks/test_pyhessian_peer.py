@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.pyhessian import (
+from benchmarks.pyhessian_peer import (
     Curvatures,
     PyHessianConfig,
     compare,
