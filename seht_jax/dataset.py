@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import split_result
 from seht_jax.penalty import check_count, check_loss_fn
 from seht_jax.precision import accumulation_dtype
@@ -87,7 +88,8 @@ def mean_over_batches(
                 data,
             )
             indices = jnp.arange(num_batches)
-            zero = jnp.zeros((), jax.eval_shape(full_loss, indices[0]).dtype)
+            loss = jax.eval_shape(full_loss, indices[0])
+            zero = as_varying(jnp.zeros((), loss.dtype), varying_axes(loss))
             total, _ = jax.lax.scan(lambda total, k: (total + full_loss(k), None), zero, indices)
             parts.append(total * (batch_size / num_samples))
         if num_left:
