@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from seht_jax.closed_loss import close_loss
@@ -97,14 +97,22 @@ def curvature_operator(
         ends = np.cumsum([leaves[i].size for i in table.probed])
 
         def join(parts: dict[int, Array]) -> Array:
-            return jnp.concatenate([parts[i].astype(dtype).reshape(-1) for i in table.probed])
+            whole = [
+                _resharded(parts[i], leaves[i], lambda _: PartitionSpec()) for i in table.probed
+            ]
+            return jnp.concatenate([part.astype(dtype).reshape(-1) for part in whole])
 
         def split(vector: Array) -> dict[int, Array]:
             parts = jnp.split(vector, ends[:-1], axis=-1)
-            return {
-                i: part.reshape(*part.shape[:-1], *leaves[i].shape).astype(leaves[i].dtype)
-                for i, part in zip(table.probed, parts, strict=True)
-            }
+            stack = vector.shape[:-1]
+
+            def like(part: Array, leaf: Array) -> Array:
+                shaped = part.reshape(*stack, *leaf.shape).astype(leaf.dtype)
+                return _resharded(
+                    shaped, leaf, lambda spec: PartitionSpec(*(None for _ in stack), *spec)
+                )
+
+            return {i: like(part, leaves[i]) for i, part in zip(table.probed, parts, strict=True)}
 
         # In sequence: the activations of all products at once are what there is no room for.
         @jax.custom_batching.sequential_vmap
@@ -143,6 +151,14 @@ def _sharded_like(stacked: Array, leaf: Any) -> Array:
         return stacked
     axes: Sequence[Any] = (None, *sharding.spec)
     return jax.device_put(stacked, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
+
+
+def _resharded(array: Array, leaf: Array, spec: Callable[[PartitionSpec], PartitionSpec]) -> Array:
+    """Reshard an array where a leaf's sharding is a part of its type, which must then fit."""
+    sharding: Any = jax.typeof(leaf).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec(sharding.spec)))
 
 
 def _report(progress: Callable[[], Any], _: Any) -> None:

@@ -249,3 +249,21 @@ def test_sharded_params_and_data_give_what_one_device_does(two_devices):
     assert actual.largest.vectors["kernel"].sharding.spec == P(None, "data", None)
     jax.effects_barrier()
     assert len(calls) == 24  # and not once for each device
+
+
+@pytest.mark.parametrize("spec", [("data", None), (None, "data")])
+def test_params_on_a_mesh_of_explicit_axes(spec):
+    explicit = (jax.sharding.AxisType.Explicit,)
+    mesh = jax.make_mesh((2,), ("data",), explicit, devices=jax.devices()[:2])
+
+    def loss_fn(params):
+        return jnp.sum(jnp.cos(params["kernel"]) * jnp.arange(8.0).reshape(4, 2))
+
+    params = {"kernel": jax.random.normal(KEY, (4, 2))}
+    compute = jax.jit(extreme_eigenpairs(loss_fn, KEY, num_pairs=2, num_products=8))
+    expected = compute(params)
+    with jax.set_mesh(mesh):
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        actual = compute(jax.device_put(params, sharding))
+    chex.assert_trees_all_close(actual, expected, rtol=1e-7, atol=1e-9)
+    assert tuple(jax.typeof(actual.largest.vectors["kernel"]).sharding.spec) == (None, *spec)
