@@ -69,7 +69,7 @@ class PyHessianConfig:
     """How many are taken at once."""
     lanczos_products: int = 30
     """Products for the greatest eigenvalue here; PyHessian stops by itself."""
-    trace_probes: int = 500
+    trace_probes: int = 1000
     """Probes of the trace."""
     density_probes: int = 5
     """Probes of the spectral density."""
@@ -455,6 +455,6 @@ def _table(config: PyHessianConfig, num_params: int, report: dict[str, dict[str,
         ]
     title = (
         f"Curvature of a ResNet of width {config.width} on {config.dataset}:\n"
-        f"{num_params:,} parameters, {config.samples:,} samples, {num_threads()} threads"
+        f"{num_params:,} parameters, {config.samples:,} samples, threads: {num_threads()}"
     )
     return grid_table(title, "", ("here", "PyHessian", "difference"), cells)
