@@ -97,22 +97,12 @@ def curvature_operator(
         ends = np.cumsum([leaves[i].size for i in table.probed])
 
         def join(parts: dict[int, Array]) -> Array:
-            whole = [
-                _resharded(parts[i], leaves[i], lambda _: PartitionSpec()) for i in table.probed
-            ]
-            return jnp.concatenate([part.astype(dtype).reshape(-1) for part in whole])
+            flat = [_gathered(parts[i]).astype(dtype).reshape(-1) for i in table.probed]
+            return jnp.concatenate(flat)
 
         def split(vector: Array) -> dict[int, Array]:
             parts = jnp.split(vector, ends[:-1], axis=-1)
-            stack = vector.shape[:-1]
-
-            def like(part: Array, leaf: Array) -> Array:
-                shaped = part.reshape(*stack, *leaf.shape).astype(leaf.dtype)
-                return _resharded(
-                    shaped, leaf, lambda spec: PartitionSpec(*(None for _ in stack), *spec)
-                )
-
-            return {i: like(part, leaves[i]) for i, part in zip(table.probed, parts, strict=True)}
+            return {i: _shaped_like(p, leaves[i]) for i, p in zip(table.probed, parts, strict=True)}
 
         # In sequence: the activations of all products at once are what there is no room for.
         @jax.custom_batching.sequential_vmap
@@ -153,12 +143,23 @@ def _sharded_like(stacked: Array, leaf: Any) -> Array:
     return jax.device_put(stacked, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
 
 
-def _resharded(array: Array, leaf: Array, spec: Callable[[PartitionSpec], PartitionSpec]) -> Array:
-    """Reshard an array where a leaf's sharding is a part of its type, which must then fit."""
-    sharding: Any = jax.typeof(leaf).sharding
+def _gathered(array: Array) -> Array:
+    """Gather an array whose sharding is a part of its type, which could not be flattened."""
+    sharding: Any = jax.typeof(array).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return array
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec(sharding.spec)))
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def _shaped_like(part: Array, leaf: Array) -> Array:
+    """Give the last axis of an array shape, dtype and, if it is a part of the type, sharding."""
+    stack = part.shape[:-1]
+    shaped = part.reshape(*stack, *leaf.shape).astype(leaf.dtype)
+    sharding: Any = jax.typeof(leaf).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return shaped
+    spec = PartitionSpec(*(None for _ in stack), *sharding.spec)
+    return jax.sharding.reshard(shaped, NamedSharding(sharding.mesh, spec))
 
 
 def _report(progress: Callable[[], Any], _: Any) -> None:
