@@ -108,6 +108,16 @@ def test_samples_of_a_sharded_data_set_stay_where_they_are(two_devices, params, 
     assert not any(name in program for name in ("all-gather", "all-to-all", "collective-permute"))
 
 
+def test_devices_may_have_data_sets_of_their_own(two_devices, params, data):
+    def mean_trace(params, data):
+        trace = seht.hutchinson_trace(seht.mean_over_batches(loss_fn, 4), KEY, num_probes=2)
+        return jax.lax.pmean(trace(params, data).mean, "data")
+
+    mapped = jax.shard_map(mean_trace, mesh=two_devices, in_specs=(P(), P("data")), out_specs=P())
+    expected = jax.jit(seht.hutchinson_trace(loss_fn, KEY, num_probes=2))(params, data)
+    np.testing.assert_allclose(jax.jit(mapped)(params, data), expected.mean)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
