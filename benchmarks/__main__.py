@@ -11,6 +11,7 @@ from benchmarks.communication import CommunicationConfig, run_communication
 from benchmarks.exact_trace import ExactTraceConfig, NoSuchLayerError, run_exact_trace
 from benchmarks.language_curve import LanguageCurveConfig, run_language_curve
 from benchmarks.precision import PrecisionConfig, run_precision
+from benchmarks.pyhessian_peer import PyHessianConfig, run_pyhessian
 from benchmarks.scaling import ScalingConfig, run_scaling
 from benchmarks.soak import SoakConfig, run_soak
 from benchmarks.step_time import NoSuchRowError, StepTimeConfig, run_step_time
@@ -21,7 +22,7 @@ STEP_TIME, SCALING = StepTimeConfig(), ScalingConfig()
 EXACT_TRACE, TRAINER = ExactTraceConfig(), TrainerConfig()
 LANGUAGE_CURVE, PRECISION = LanguageCurveConfig(), PrecisionConfig()
 COMMUNICATION, CLUSTER = CommunicationConfig(), ClusterConfig()
-SOAK = SoakConfig()
+SOAK, PYHESSIAN = SoakConfig(), PyHessianConfig()
 
 
 def step_time(config: Annotated[StepTimeConfig, tyro.conf.arg(name="")] = STEP_TIME) -> None:
@@ -75,6 +76,11 @@ def soak(config: Annotated[SoakConfig, tyro.conf.arg(name="")] = SOAK) -> None:
     run_soak(config, Console())
 
 
+def pyhessian(config: Annotated[PyHessianConfig, tyro.conf.arg(name="")] = PYHESSIAN) -> None:
+    """Compare eigenvalue, trace and spectral density of a trained network with PyHessian's."""
+    run_pyhessian(config, Console())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
@@ -97,6 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "soak": soak,
                 "communication": communication,
                 "cluster": cluster,
+                "pyhessian": pyhessian,
             },
             args=arguments,
             prog="python -m benchmarks",

@@ -7,7 +7,6 @@ that their times are those of the same machine in the same minutes.
 
 import dataclasses
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import environment, make_progress, new_report_path, write_report
+from benchmarks.report import (
+    environment,
+    make_progress,
+    new_report_path,
+    num_threads,
+    write_report,
+)
 from experiments.config import TextConfig
 from experiments.data.load import load_corpus
 from experiments.presets import SWEEPS
@@ -98,7 +103,7 @@ def run_language_curve(config: LanguageCurveConfig, console: Console) -> Path:
         "environment": environment(),
         **dataclasses.asdict(config) | {"data_dir": None},
         "vocabulary_size": len(experiment.dataset.vocabulary),
-        "threads": _num_threads(),
+        "threads": num_threads(),
         "rows": rows,
         "median_step": seconds | {"ratio": seconds["seconds"] / seconds["torch_seconds"]},
     }
@@ -160,7 +165,7 @@ def _train_pair(
     # Where it is used, so that `--help` needs no PyTorch.
     from benchmarks import torch_language  # noqa: PLC0415
 
-    torch_language.seed_everything(seed, _num_threads())
+    torch_language.seed_everything(seed, num_threads())
     task, optimizer = experiment.task, experiment.config.optimizer
     model: Any = task.model
     network = torch_language.TorchLanguageModel(model, model.dropout_rate)
@@ -199,12 +204,6 @@ def _train_pair(
             pair["torch_losses"].append(torch_language.evaluate(network, validation, LENGTH))
         advance()
     return pair
-
-
-def _num_threads() -> int:
-    """Count the cores that this process may use, which XLA takes too."""
-    # Not everywhere does the system tell which of them.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _table(config: LanguageCurveConfig, rows: Sequence[dict[str, Any]]) -> Table:

@@ -30,7 +30,7 @@ from benchmarks.models import BenchmarkModel
 from experiments.environment import git_commit
 
 DIRECTORY = Path("runs/benchmarks")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "matfree", "torch", "pyhessian")
 NONE = "–"
 
 
@@ -74,6 +74,12 @@ def environment() -> dict[str, Any]:
         "git_commit": git_commit(),
         "versions": {name: _version(name) for name in PACKAGES},
     }
+
+
+def num_threads() -> int:
+    """Count the cores that this process may use, which XLA takes too."""
+    # Not everywhere does the system tell which of them.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def new_report_path(kind: str, model: str) -> Path:

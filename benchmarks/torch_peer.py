@@ -223,6 +223,27 @@ class ImageClassifier(nn.Module):
         return self.head(self.features(images).mean((2, 3)))
 
 
+def resnet(stage_sizes: Sequence[int], width: int, in_channels: int = 3) -> ImageClassifier:
+    """Build the residual network of `experiments/models/resnet.py`.
+
+    Args:
+        stage_sizes: Blocks per stage.
+        width: Channels of the stem.
+        in_channels: Channels of the images.
+
+    Returns:
+        The network, which takes images ``(batch, channels, height, width)``.
+    """
+    layers: list[nn.Module] = [_conv(in_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
+    channels = width
+    for stage, num_blocks in enumerate(stage_sizes):
+        for block in range(num_blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(BasicBlock(channels, width * 2**stage, stride))
+            channels = width * 2**stage
+    return ImageClassifier(nn.Sequential(*layers), channels)
+
+
 class LanguageModel(nn.Module):
     """An embedding, LSTM layers and a linear layer."""
 
@@ -299,15 +320,8 @@ def _conv(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.C
 
 
 def _resnet(size: Size) -> tuple[nn.Module, Batch]:
-    width = size["width"]
-    layers: list[nn.Module] = [_conv(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
-    channels = width
-    for stage in range(size["num_stages"]):
-        for block in range(size["blocks_per_stage"]):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(BasicBlock(channels, width * 2**stage, stride))
-            channels = width * 2**stage
-    return ImageClassifier(nn.Sequential(*layers), channels), _images(size)
+    stage_sizes = (size["blocks_per_stage"],) * size["num_stages"]
+    return resnet(stage_sizes, size["width"]), _images(size)
 
 
 def _wide_resnet(size: Size) -> tuple[nn.Module, Batch]:

@@ -8,6 +8,8 @@ from seht_jax.adahessian import (
     scale_by_adahessian,
 )
 from seht_jax.curvature import hvp
+from seht_jax.dataset import mean_over_batches
+from seht_jax.diagonal import DiagonalEstimate, hutchinson_diagonal
 from seht_jax.outputs import outputs
 from seht_jax.probes import Stacked, layer_names, module_layer, sparse_signs
 from seht_jax.regularize import PenaltyEstimate, regularize
@@ -23,6 +25,7 @@ from seht_jax.transform import AddHessianTraceState, add_hessian_trace
 
 __all__ = [
     "AddHessianTraceState",
+    "DiagonalEstimate",
     "PenaltyEstimate",
     "ScaleByAdaHessianState",
     "Stacked",
@@ -30,6 +33,7 @@ __all__ = [
     "adahessian",
     "add_hessian_trace",
     "exact_trace",
+    "hutchinson_diagonal",
     "hutchinson_trace",
     "hvp",
     "kernel_mean",
@@ -37,6 +41,7 @@ __all__ = [
     "layer_names",
     "layer_traces",
     "masked_trace",
+    "mean_over_batches",
     "module_layer",
     "output_trace",
     "outputs",

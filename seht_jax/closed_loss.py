@@ -142,6 +142,47 @@ def check_params(params: PyTree) -> None:
             raise TypeError(message)
 
 
+def split_result(result: Any, *, has_aux: bool, name: str) -> tuple[Array, PyTree]:
+    """Take apart what a loss returned, and check it.
+
+    Args:
+        result: What it returned.
+        has_aux: Whether it returns an aux.
+        name: What the user's argument is called, for errors.
+
+    Returns:
+        The loss and the aux, `None` if there is none.
+
+    Raises:
+        TypeError: If it is anything but a real scalar (and an aux, if `has_aux`).
+        ValueError: If the loss is not a scalar.
+    """
+    if has_aux:
+        if not isinstance(result, tuple) or len(result) != 2:
+            message = f"with has_aux=True, {name} must return (loss, aux), got {_describe(result)}"
+            raise TypeError(message)
+        loss, aux = result
+    else:
+        loss, aux = result, None
+    if not isinstance(loss, float) and not hasattr(loss, "dtype"):
+        hint = ""
+        if isinstance(loss, tuple):
+            hint = f"; pass {'has_aux=True' if name == 'loss_fn' else 'the loss alone'}"
+        message = f"{name} must return a real scalar, got {_describe(loss)}{hint}"
+        raise TypeError(message)
+    loss = jnp.asarray(loss)
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        message = f"{name} must return a real scalar, got dtype {loss.dtype}"
+        raise TypeError(message)
+    if loss.shape != ():
+        message = (
+            f"{name} must return a scalar, got shape {loss.shape}; reduce it, for example with "
+            "jnp.mean"
+        )
+        raise ValueError(message)
+    return loss, aux
+
+
 def _trace(
     loss_fn: Callable[..., Any],
     params: PyTree,
@@ -161,7 +202,7 @@ def _trace(
         result = loss_fn(params, *args, **kwargs)
         found = dict(jax.tree.leaves_with_path(params))
         replaced = [path for path in given | found if given.get(path) is not found.get(path)]
-        loss, aux = _split_result(result, has_aux=has_aux, name=name)
+        loss, aux = split_result(result, has_aux=has_aux, name=name)
         leaves, aux_structure = jax.tree.flatten(aux)
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         aux_leaves = [_ARRAY if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
@@ -235,33 +276,6 @@ def _is_input(jaxpr: core.Jaxpr, variable: Any, invar: Any) -> bool:
 
 
 _ARRAY = object()  # stands for an array among the leaves of the aux
-
-
-def _split_result(result: Any, *, has_aux: bool, name: str) -> tuple[Array, PyTree]:
-    if has_aux:
-        if not isinstance(result, tuple) or len(result) != 2:
-            message = f"with has_aux=True, {name} must return (loss, aux), got {_describe(result)}"
-            raise TypeError(message)
-        loss, aux = result
-    else:
-        loss, aux = result, None
-    if not isinstance(loss, float) and not hasattr(loss, "dtype"):
-        hint = ""
-        if isinstance(loss, tuple):
-            hint = f"; pass {'has_aux=True' if name == 'loss_fn' else 'the loss alone'}"
-        message = f"{name} must return a real scalar, got {_describe(loss)}{hint}"
-        raise TypeError(message)
-    loss = jnp.asarray(loss)
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        message = f"{name} must return a real scalar, got dtype {loss.dtype}"
-        raise TypeError(message)
-    if loss.shape != ():
-        message = (
-            f"{name} must return a scalar, got shape {loss.shape}; reduce it, for example with "
-            "jnp.mean"
-        )
-        raise ValueError(message)
-    return loss, aux
 
 
 def _describe(value: Any) -> str:

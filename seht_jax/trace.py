@@ -175,7 +175,7 @@ def masked_trace(
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> TraceEstimate:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
-        product_with = _product_with(curvature, loss, operands, table)
+        product_with = curvature_product(curvature, loss, operands, table)
         leaves = loss.params_of(operands)
         dtype = accumulation_dtype(loss.dtype)
 
@@ -186,7 +186,7 @@ def masked_trace(
             product = product_with(loss, operands, probe)
             return scale * inner_product(list(probe.values()), list(product.values()), dtype)
 
-        return _summary(_map_probes(sample, shared_key(loss, operands, key), num_probes))
+        return summarise(_map_probes(sample, shared_key(loss, operands, key), num_probes))
 
     return estimate
 
@@ -244,7 +244,7 @@ def layer_traces(
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
-        product_with = _product_with(curvature, loss, operands, table)
+        product_with = curvature_product(curvature, loss, operands, table)
         dtype = accumulation_dtype(loss.dtype)
 
         def sample(key: PRNGKeyArray) -> Float[Array, " layers"]:
@@ -253,7 +253,7 @@ def layer_traces(
             return _sum_by_layer(table, probe, product, dtype)
 
         samples = _map_probes(sample, shared_key(loss, operands, key), num_probes)
-        return {name: _summary(samples[:, i]) for i, name in enumerate(table.names)}
+        return {name: summarise(samples[:, i]) for i, name in enumerate(table.names)}
 
     return estimate
 
@@ -306,7 +306,7 @@ def exact_trace(
     def trace(params: PyTree, /, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         loss, operands = close_loss(loss_fn, params, args, kwargs, has_aux=has_aux)
         table = layer_table(params, layers)
-        product_with = _product_with(curvature, loss, operands, table)
+        product_with = curvature_product(curvature, loss, operands, table)
         leaves = loss.params_of(operands)
         dtype = accumulation_dtype(loss.dtype)
 
@@ -362,6 +362,47 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
         raise ValueError(message)
     probabilities = jax.nn.softmax(logits.astype(accumulation_dtype(logits.dtype)), axis=-1)
     return jnp.mean(1 - jnp.sum(probabilities**2, axis=-1))
+
+
+def curvature_product(
+    curvature: Curvature, loss: ClosedLoss, operands: Sequence[Array], table: LayerTable
+) -> Callable[[ClosedLoss, Sequence[Array], Mapping[int, Array]], dict[int, Array]]:
+    """Return the product of a matrix with a direction of some leaves, on these leaves.
+
+    Args:
+        curvature: Which matrix.
+        loss: The closed loss.
+        operands: Its operands.
+        table: The layers of its params.
+
+    Returns:
+        A function of the loss, the operands and a direction, by the positions of the leaves, that
+        returns the product at the same positions.
+
+    Raises:
+        TypeError: If the Gauss-Newton matrix is asked of a loss without a forward derivative.
+        ValueError: If it is asked of a loss in which the outputs are not marked (`outputs`).
+    """
+    if curvature == "hessian":
+        return hessian_vector_product
+    check_outputs(loss, operands, table.probed)
+    return _gauss_newton_vector_product
+
+
+def summarise(samples: Float[Array, " probes"]) -> TraceEstimate:
+    """Take mean and standard error of independent samples.
+
+    Args:
+        samples: The samples.
+
+    Returns:
+        The estimate.
+    """
+    num_probes = samples.shape[0]
+    if num_probes == 1:  # one sample has no spread
+        return TraceEstimate(samples[0], jnp.asarray(np.nan, samples.dtype), samples)
+    standard_error = jnp.std(samples, ddof=1) / num_probes**0.5
+    return TraceEstimate(jnp.mean(samples), standard_error, samples)
 
 
 def hessian_vector_product(
@@ -427,11 +468,3 @@ def _sum_by_layer(
         others = [axis for axis in range(terms.ndim) if not index.ndim or index.shape[axis] == 1]
         totals = totals.at[index.ravel()].add(terms.sum(others))
     return totals
-
-
-def _summary(samples: Float[Array, " probes"]) -> TraceEstimate:
-    num_probes = samples.shape[0]
-    if num_probes == 1:  # one sample has no spread
-        return TraceEstimate(samples[0], jnp.asarray(np.nan, samples.dtype), samples)
-    standard_error = jnp.std(samples, ddof=1) / num_probes**0.5
-    return TraceEstimate(jnp.mean(samples), standard_error, samples)

@@ -8,7 +8,10 @@ import jaxtyping
 import pytest
 
 import seht_jax as seht
+from seht_jax import analysis
 from seht_jax.probes import draw_layers
+
+MODULES = [seht, analysis]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +32,28 @@ def test_importing_the_library_does_not_load(package, loaded):
     assert package not in loaded
 
 
-def test_the_public_names_are_sorted_and_there():
-    assert list(seht.__all__) == sorted(seht.__all__)
-    assert all(hasattr(seht, name) for name in seht.__all__)
+def test_analysis_without_matfree_says_what_to_install():
+    program = "import sys; sys.modules['matfree'] = None; import seht_jax.analysis"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last == (
+        "ModuleNotFoundError: seht_jax.analysis needs matfree: pip install 'seht-jax[analysis]'"
+    )
 
 
-@pytest.mark.parametrize("name", seht.__all__)
-def test_every_public_name_is_documented(name):
-    value = getattr(seht, name)
+@pytest.mark.parametrize("module", MODULES)
+def test_the_public_names_are_sorted_and_there(module):
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in MODULES for name in module.__all__]
+)
+def test_every_public_name_is_documented(module, name):
+    value = getattr(module, name)
     assert inspect.getdoc(value)
     if inspect.isfunction(value):
         assert "Example:\n" in inspect.getdoc(value)

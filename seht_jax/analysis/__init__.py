@@ -1,1 +1,39 @@
-"""What the curvature of a trained network looks like, and what the paper's theory says of it."""
+"""What a trained network's curvature looks like: eigenvalues, spectral density, precise traces.
+
+It needs matfree, which the extra `analysis` installs. All of it has the shape of `regularize`, a
+loss and a key first, and takes `curvature="hessian"` or `"gauss_newton"`. For a data set that does
+not fit into one batch, wrap the loss in `seht_jax.mean_over_batches`; traces by layer, the
+diagonal, and the exact trace of a layer are in `seht_jax` itself (`layer_traces`,
+`hutchinson_diagonal`, `exact_trace`) and take the same loss.
+"""
+
+try:
+    import matfree as _matfree  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "matfree":
+        raise
+    _MESSAGE = "seht_jax.analysis needs matfree: pip install 'seht-jax[analysis]'"
+    raise ModuleNotFoundError(_MESSAGE, name="matfree") from error
+
+from seht_jax.analysis.precise_trace import hutch_plus_plus, xtrace
+from seht_jax.analysis.spectrum import (
+    DensityEstimate,
+    Eigenpairs,
+    ExtremeEigenpairs,
+    SpectralQuadrature,
+    extreme_eigenpairs,
+    smoothed_density,
+    spectral_quadrature,
+)
+
+__all__ = [
+    "DensityEstimate",
+    "Eigenpairs",
+    "ExtremeEigenpairs",
+    "SpectralQuadrature",
+    "extreme_eigenpairs",
+    "hutch_plus_plus",
+    "smoothed_density",
+    "spectral_quadrature",
+    "xtrace",
+]

@@ -22,6 +22,7 @@ from benchmarks.step_time import NoSuchRowError
         (["exact_trace"], ["--layers", "--width", "--weights", "--quick", "stem_conv"]),
         (["communication"], ["--models", "--placements", "--tpu", "--quick", "shard_map"]),
         (["cluster"], ["--devices", "--bandwidth", "--latency", "--overlap", "--flops"]),
+        (["pyhessian"], ["--dataset", "--width", "--samples", "--trace-probes", "cifar10"]),
         (["trainer"], ["--width", "--batch-size", "--steps", "--rounds", "--quick"]),
     ],
 )
