@@ -121,8 +121,8 @@ class Checkpoints:
             OSError: If this checkpoint, or the one before, could not be written.
         """
         tree = _to_tree(state, best)
+        self.finish()
         with _as_os_errors():
-            self._manager.wait_until_finished()
             self._manager.save(
                 int(state.step),
                 args=ocp.args.StandardSave(tree),

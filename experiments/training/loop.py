@@ -50,7 +50,6 @@ from experiments.training.run_directory import (
     read_result,
     read_settings,
     record_start,
-    run_settings,
     write_result,
 )
 from experiments.training.state import TrainState, init_state, make_optimizer
@@ -91,10 +90,11 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     directory = config.resolved_run_dir
     data = load_data(config.data)
     check_fit(config, data)  # before a directory is made that would hold the wrong settings
-    if is_first_process():
-        claim_run_directory(directory, config, data)
-    wait_for_all("claim the run directory")
-    claim_run_directory(directory, config, data)  # the others compare their settings
+    if not is_first_process():
+        wait_for_all("claim the run directory")
+    settings = claim_run_directory(directory, config, data)
+    if is_first_process():  # the others find the directory that it made
+        wait_for_all("claim the run directory")
     result = read_result(directory)
     wait_for_all("look for a result")
     if result is not None:
@@ -105,7 +105,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     experiment = build_experiment(config, data)
     with Checkpoints(
         directory / CHECKPOINTS,
-        settings=run_settings(config, data),
+        settings=settings,
         keep=config.keep_checkpoints,
         keep_period=config.keep_checkpoints_every or None,
     ) as checkpoints:

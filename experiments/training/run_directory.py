@@ -28,20 +28,9 @@ _RESULT_FIELDS = {
 }
 
 
-def run_settings(config: TrainConfig, dataset: Dataset | Corpus) -> dict[str, Any]:
-    """Write down what a run is told apart by.
-
-    Args:
-        config: The configuration of the run.
-        dataset: The data.
-
-    Returns:
-        JSON values: what `to_json` makes of the configuration, and a checksum of the data.
-    """
-    return to_json(config) | {"data.checksum": _checksum(dataset)}
-
-
-def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset | Corpus) -> None:
+def claim_run_directory(
+    directory: Path, config: TrainConfig, dataset: Dataset | Corpus
+) -> dict[str, Any]:
     """Make a run directory, or check that an existing one belongs to the same run.
 
     Args:
@@ -49,10 +38,14 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset |
         config: The configuration of the run.
         dataset: The data, whose checksum is compared too.
 
+    Returns:
+        The settings by which the run is told apart, JSON values: what `to_json` makes of the
+        configuration, and a checksum of the data.
+
     Raises:
         ConfigMismatchError: If the directory belongs to another configuration or to no run.
     """
-    settings = run_settings(config, dataset)
+    settings = to_json(config) | {"data.checksum": _checksum(dataset)}
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:
@@ -64,7 +57,7 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset |
                 + "\nPass another --run-dir, or the settings of the run that is there to go on "
                 "with it."
             )
-        return
+        return settings
     # A kill before the renaming in `write_json` leaves the temporary file, and nothing else.
     left_by_a_kill = temporary_path(path)
     if directory.exists() and any(entry != left_by_a_kill for entry in directory.iterdir()):
@@ -74,6 +67,7 @@ def claim_run_directory(directory: Path, config: TrainConfig, dataset: Dataset |
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
+    return settings
 
 
 def read_settings(directory: Path) -> dict[str, Any] | None:

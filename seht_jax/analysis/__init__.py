@@ -8,7 +8,7 @@ diagonal, and the exact trace of a layer are in `seht_jax` itself (`layer_traces
 """
 
 try:
-    import matfree as _matfree  # noqa: F401
+    import matfree as _matfree  # noqa: F401  # only to say what is missing
 except ModuleNotFoundError as error:
     if error.name != "matfree":
         raise
