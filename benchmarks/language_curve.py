@@ -6,6 +6,7 @@ that their times are those of the same machine in the same minutes.
 """
 
 import dataclasses
+import importlib.util
 import math
 import statistics
 import time
@@ -26,6 +27,7 @@ from benchmarks.report import (
 )
 from experiments.config import TextConfig
 from experiments.data.load import load_corpus
+from experiments.errors import ExperimentError
 from experiments.presets import SWEEPS
 from experiments.presets.table3 import BASELINE, LENGTH
 from experiments.tasks.language import EVALUATION_STRANDS, cut_into_strands
@@ -77,7 +79,12 @@ def run_language_curve(config: LanguageCurveConfig, console: Console) -> Path:
 
     Returns:
         The path of the file.
+
+    Raises:
+        ExperimentError: If PyTorch is not installed.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise ExperimentError("PyTorch is not installed; the extra `bench` has it")
     experiment = _experiment(config)
     with make_progress(console) as progress:
         task = progress.add_task("training", total=config.seeds * config.steps[-1])

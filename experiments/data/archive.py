@@ -95,14 +95,30 @@ def check_archive(archive: Archive, path: Path) -> None:
     """
     if not path.is_file():
         raise ExperimentError(f"There is no file {path}; it should be {archive.url}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != archive.sha256:
+    if not is_archive(archive, path):
         raise ExperimentError(
             f"{path} is not {archive.url}, or was damaged on the way:\n"
-            f"    it has {path.stat().st_size:,} bytes, SHA-256 {found}\n"
+            f"    it has {path.stat().st_size:,} bytes, SHA-256 {_sha256(path)}\n"
             f"    wanted {archive.size:,} bytes, SHA-256 {archive.sha256}"
         )
+
+
+def is_archive(archive: Archive, path: Path) -> bool:
+    """Tell whether a file is what it should be, by its checksum.
+
+    Args:
+        archive: What the file should be.
+        path: The file.
+
+    Returns:
+        Whether it is.
+    """
+    return _sha256(path) == archive.sha256
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(archive: Archive, part: Path, console: Console) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from experiments.data.archive import Archive, fetch_archive
+from experiments.data.archive import Archive, fetch_archive, is_archive
 from experiments.data.cifar import DEFAULT_DATA_DIR
 from experiments.data.corpus import Corpus, make_corpus
 from experiments.errors import ExperimentError, MissingDataError, explain_os_errors
@@ -89,14 +89,19 @@ def load_wikitext2(
     """
     directory = find_files(data_dir or DEFAULT_DATA_DIR)
     words = {name: read_words(directory, name) for name in FILES}
-    corpus = make_corpus(**words, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
-    if train_tokens is None and len(corpus.vocabulary) != VOCABULARY_SIZE:
+    num_different = len(set().union(*words.values()))
+    if num_different != VOCABULARY_SIZE:
+        others = [
+            file.archive.file_name
+            for file in FILES.values()
+            if not is_archive(file.archive, directory / file.archive.file_name)
+        ]
         raise MissingDataError(
-            f"the files in {directory} have {len(corpus.vocabulary):,} different words, not "
-            f"{VOCABULARY_SIZE:,}, so at least one of them is not WikiText-2's; move them away and "
-            "fetch them again"
+            f"the files in {directory} have {num_different:,} different words, not "
+            f"{VOCABULARY_SIZE:,}. By its checksum, {' and '.join(others)} is not WikiText-2's; "
+            "move it away and fetch it again"
         )
-    return corpus
+    return make_corpus(**words, train_tokens=train_tokens, evaluation_tokens=evaluation_tokens)
 
 
 def find_files(data_dir: Path) -> Path:

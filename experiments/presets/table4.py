@@ -6,7 +6,11 @@
 As Table 3 (`table3.py`), with the settings that the paper chose for the GRU: dropout 0.3, label
 smoothing 0.05, confidence penalty 0.005, and SEHT-D with the strength 0.001 and p = 0.01. The
 paper's figures are a test perplexity of 111.64 for the baseline and of 109.03 for SEHT-D. The same
-twins exist: `table4-grid`, `table4-small` and `table4-grid-small`.
+grids and twins exist, and take the same time:
+
+    python -m experiments sweep table4-grid --seeds 5 --data-dir DIR
+    python -m experiments sweep table4-small --seeds 1 --data-dir DIR
+    python -m experiments sweep table4-grid-small --seeds 1 --data-dir DIR
 """
 
 from experiments.presets.table3 import BASELINE, LanguageTable, language_sweeps

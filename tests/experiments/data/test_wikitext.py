@@ -8,7 +8,7 @@ import pytest
 from experiments import __main__ as command_line
 from experiments.config import TextConfig
 from experiments.data import wikitext
-from experiments.data.archive import Archive
+from experiments.data.archive import Archive, is_archive
 from experiments.data.load import load_corpus
 from experiments.data.wikitext import TextFile, load_wikitext2, prepare_wikitext2
 from experiments.errors import ExperimentError, MissingDataError, SettingError
@@ -81,11 +81,12 @@ def test_a_file_that_is_no_text_is_named(files, name):
         load_wikitext2(files, None, None)
 
 
-def test_other_words_are_noticed(files):
-    for name in NAMES:
-        (files / name).write_text(TEXT.replace("a", "c", 1).replace("<unk>", "b"))
-    with pytest.raises(MissingDataError, match="have 3 different words, not 4"):
-        load_wikitext2(files, None, None)
+@pytest.mark.parametrize("train_tokens", [None, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_with_other_words_is_named(files, name, train_tokens):
+    (files / name).write_text(TEXT.replace("a", "c", 1))
+    with pytest.raises(MissingDataError, match=f"have 5 .*, not 4. By its checksum, {name} is not"):
+        load_wikitext2(files, train_tokens, None)
 
 
 def test_more_tokens_than_there_are_is_an_error(files):
@@ -129,6 +130,10 @@ def test_the_real_text_has_the_tokens_and_words_that_are_known(checkout, monkeyp
     if not (data_dir / "wikitext-2").is_dir():
         pytest.skip(f"there is no {data_dir / 'wikitext-2'}")
     monkeypatch.undo()
+    for file in wikitext.FILES.values():
+        path = data_dir / "wikitext-2" / file.archive.file_name
+        assert is_archive(file.archive, path)
+        assert path.stat().st_size == file.archive.size
     corpus = load_wikitext2(data_dir, None, None)
     sizes = [len(split.tokens) for split in (corpus.train, corpus.validation, corpus.test)]
     assert sizes == [2_088_628, 217_646, 245_569]

@@ -152,4 +152,4 @@ def test_the_small_twin_differs_in_numbers_alone(name, kind):
 
 def test_seht_h_weighs_the_trace_as_seht_d_does_in_the_mean():
     assert rows("table3")["SEHT-H"].config.method[1].lam == pytest.approx(0.01 * 0.05 * 0.1)
-    assert TABLE.mean_weight == pytest.approx(5e-5)
+    assert TABLE.mean_weight(TABLE.lam) == pytest.approx(5e-5)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracle
 import pytest
 
 import seht_jax as seht
@@ -22,6 +23,7 @@ from experiments.regularizers import (
     GaussNewton,
     Jacobian,
     Mixup,
+    SankarMiddle,
     SehtD,
     SehtH,
     SehtShare,
@@ -48,6 +50,7 @@ METHODS = [
     SehtD(lam=1e-1, p=1.0, p_entries=0.5, num_branches=1),
     GaussNewton(rise=0.0),
     SehtShare(relative=1.0),
+    SehtD(lam=1e2, p=0.5),
 ]
 
 
@@ -161,15 +164,56 @@ def test_a_transformer_is_penalised_too(text):
     assert float(optax.tree.norm(difference)) > 1e-5
 
 
-def test_the_penalty_of_a_transformer_is_the_exact_trace(text):
-    """In the mean over probes; the exact trace is that of all second derivatives."""
-    params = params_of(TRANSFORMER)
+TIED_GRU = LanguageModel(VOCABULARY, 4, 4, 2, "gru", dropout_rate=0.5, tied_embeddings=True)
+DROPPING_LSTM = LanguageModel(VOCABULARY, 4, 3, num_layers=2, dropout_rate=0.5)
+
+
+def cross_entropy(logits, labels):
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+@pytest.mark.parametrize(("curvature", "p"), [("hessian", (0.6, 0.4)), ("gauss_newton", None)])
+@pytest.mark.parametrize(
+    "model", [DROPPING_LSTM, TIED_GRU, TRANSFORMER], ids=["lstm", "tied-gru", "transformer"]
+)
+def test_penalty_and_gradient_are_those_of_nested_derivatives(text, model, curvature, p):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(model))
+    # As after some steps: no state is 0.
+    states = jax.tree.map(lambda state: state + 0.3, zero_states(model, params, 2))
     batch = windows(text.train.tokens[:11], 5)
-    loss_fn = make_loss_fn(make_network(TRANSFORMER, (), jax.random.key(0)), (), batch)
-    exact = float(jax.jit(seht.exact_trace(loss_fn, has_aux=True))(params))
-    estimate = seht.hutchinson_trace(loss_fn, jax.random.key(1), num_probes=256, has_aux=True)
-    found = jax.jit(estimate)(params)
-    assert abs(float(found.mean) - exact) < 4 * float(found.standard_error)
+    network = make_network(model, states, jax.random.key(0))
+    layers = LanguageModelling(text, model, 2, 5).layers
+    key = jax.random.key(3)  # draws some layers, not all
+
+    def loss_of(params):
+        return cross_entropy(network(params, batch.inputs)[0], batch.labels)
+
+    def gauss_newton(params):
+        (probe,) = oracle.probes(key, params, p, layers=layers)
+        logits, moved = jax.jvp(
+            lambda params: network(params, batch.inputs)[0], (params,), (probe,)
+        )
+        gradient = jax.grad(partial(cross_entropy, labels=batch.labels))
+        form = jnp.vdot(moved, jax.jvp(gradient, (logits,), (moved,))[1])
+        return loss_of(params) + 0.1 * form
+
+    penalised = seht.regularize(
+        make_loss_fn(network, (), batch),
+        key,
+        p,
+        0.1,
+        has_aux=True,
+        layers=layers,
+        curvature=curvature,
+    )
+    expected = (
+        gauss_newton
+        if curvature == "gauss_newton"
+        else oracle.composed(loss_of, key, p, 0.1, layers=layers)
+    )
+    (value, _), gradient = jax.jit(jax.value_and_grad(penalised, has_aux=True))(params)
+    oracle.assert_close((value, gradient), jax.jit(jax.value_and_grad(expected))(params))
+    assert abs(float(value - jax.jit(loss_of)(params))) > 1e-6
 
 
 def test_seht_d_draws_embedding_each_recurrent_layer_and_decoder(text):
@@ -187,7 +231,7 @@ def test_seht_d_draws_the_layers_of_a_transformers_blocks(text):
     assert {"block1/attention/query_key_value", "block2/mlp_out", "embedding"} <= set(names)
 
 
-@pytest.mark.parametrize("method", [Cutout(), Mixup(), DropBlock(), Jacobian()])
+@pytest.mark.parametrize("method", [Cutout(), Mixup(), DropBlock(), Jacobian(), SankarMiddle()])
 def test_methods_for_images_are_refused(text, method):
     with pytest.raises(SettingError, match=rf"{method.name} can not be used .*: it \w+"):
         build_experiment(config("lstm", method), text)
