@@ -46,6 +46,10 @@ class DataConfig:
     data_dir: Path | None = None
     """TFDS's data directory, for data sets that do not come with a package; by default TFDS's
     own, ~/tensorflow_datasets."""
+    train_images: int | None = None
+    """Take the first so many training images of CIFAR, those held out included; by default all."""
+    test_images: int | None = None
+    """Likewise for test images."""
     validation_size: int | None = None
     """Training images held out for validation; by default 1000 of CIFAR's. Digits have a fixed
     split with 200."""
@@ -53,15 +57,19 @@ class DataConfig:
     """flip: a random mirror image. crop-flip: a random crop out of 4 pixels' padding as well."""
 
     def __post_init__(self) -> None:
-        """Check the number, and that the data set depends on what is given.
+        """Check the numbers, and that the data set depends on what is given.
 
         Raises:
-            SettingError: If digits are given a number of validation images, or a place.
-            ValueError: If the number is negative.
+            SettingError: If digits are given a number of images, or a place.
+            ValueError: If a number is too small.
         """
-        if self.validation_size is not None and self.validation_size < 0:
-            raise ValueError(f"validation_size must be at least 0, not {self.validation_size}")
+        for name, least in (("train_images", 1), ("test_images", 1), ("validation_size", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
         fixed = {
+            "train_images": "have a fixed split",
+            "test_images": "have a fixed split",
             "validation_size": "have a fixed split with 200 validation images",
             "data_dir": "come with scikit-learn",
         }

@@ -28,13 +28,22 @@ To make one, with a network, or from an archive that was fetched elsewhere (--ar
     python -m experiments data prepare {name} --data-dir {data_dir}"""
 
 
-def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> Dataset:
+def load_cifar(
+    name: CifarName,
+    data_dir: Path | None,
+    validation_size: int,
+    train_images: int | None = None,
+    test_images: int | None = None,
+) -> Dataset:
     """Load CIFAR-10 or CIFAR-100, with its fine labels, into memory.
 
     Args:
         name: Which of them, as TFDS names it.
         data_dir: The directory that TFDS calls ``data_dir``; ``None`` is TFDS's own default.
         validation_size: Number of training images to hold out, with equal shares of the classes.
+        train_images: Number of training images to take, the first ones, those held out included;
+            ``None`` is all.
+        test_images: Number of test images to take, likewise.
 
     Returns:
         The data set; images ``(32, 32, 3)`` with pixel values from 0 to 255.
@@ -42,11 +51,11 @@ def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> 
     Raises:
         MissingDataError: If the data are not there, not whole, not in the array_record format, or
             another data set.
-        SettingError: If nothing is left to train on.
+        SettingError: If nothing is left to train on, or more images are wanted than there are.
     """
     directory = _find_version(name, data_dir or DEFAULT_DATA_DIR)
     builder = open_prepared(name, directory)
-    images, labels = _read(builder, name, directory, "train")
+    images, labels = _read(builder, name, directory, "train", train_images)
     if validation_size >= len(labels):
         raise SettingError(
             f"validation_size {validation_size} leaves none of the {len(labels)} training images "
@@ -56,7 +65,7 @@ def load_cifar(name: CifarName, data_dir: Path | None, validation_size: int) -> 
     return make_dataset(
         train=(images[train], labels[train]),
         validation=(images[validation], labels[validation]),
-        test=_read(builder, name, directory, "test"),
+        test=_read(builder, name, directory, "test", test_images),
         num_classes=NUM_CLASSES[name],
     )
 
@@ -149,16 +158,27 @@ def _find_version(name: str, data_dir: Path) -> Path:
 
 
 def _read(
-    builder: tfds.core.DatasetBuilder, name: CifarName, directory: Path, split: str
+    builder: tfds.core.DatasetBuilder,
+    name: CifarName,
+    directory: Path,
+    split: str,
+    num_images: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decode one split.
+    """Decode the first images of one split, or all.
 
     Raises:
         MissingDataError: If it can not be decoded, or is not what it should be.
+        SettingError: If it has fewer images.
     """
+    size = builder.info.splits[split].num_examples
+    if num_images is not None and num_images > size:
+        raise SettingError(
+            f"{split}_images must be at most {size:,}, the {split} images of the {name} data in "
+            f"{directory}, not {num_images:,}"
+        )
     try:
         with _quiet_absl():
-            images, labels = _decode(builder, split)
+            images, labels = _decode(builder, split, size if num_images is None else num_images)
     except Exception as error:  # array_record, protobuf, TFDS and Pillow each have their own
         fault = f"can not be read, in the split {split!r}, {type(error).__name__}: {error}"
         raise MissingDataError(_unusable(name, directory, fault)) from error
@@ -168,8 +188,10 @@ def _read(
     return images, labels
 
 
-def _decode(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decode one split.
+def _decode(
+    builder: tfds.core.DatasetBuilder, split: str, num_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the first images of one split.
 
     Raises:
         ValueError: If an image has another shape or type.
@@ -177,9 +199,10 @@ def _decode(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, 
     # TFDS's decorator hides the method's signature from type checkers.
     as_data_source: Any = builder.as_data_source
     source = as_data_source(split=split)
-    labels = np.empty(len(source), np.int32)
-    images = np.empty((len(source), *IMAGE_SHAPE), np.uint8)
-    for index, example in enumerate(source):
+    labels = np.empty(num_images, np.int32)
+    images = np.empty((num_images, *IMAGE_SHAPE), np.uint8)
+    for index in range(num_images):
+        example = source[index]
         image = example["image"]
         if image.shape != IMAGE_SHAPE or image.dtype != np.uint8:
             raise ValueError(f"image {index} has the shape {image.shape} of {image.dtype}")

@@ -36,11 +36,14 @@ def load_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         MissingDataError: If the files are not there, can not be read, or are another data set.
+        SettingError: If there are fewer images than are asked for.
     """
     if config.dataset == "digits":
         return load_digits()
     size = VALIDATION_SIZE if config.validation_size is None else config.validation_size
-    return load_cifar(config.dataset, config.data_dir, size)
+    return load_cifar(
+        config.dataset, config.data_dir, size, config.train_images, config.test_images
+    )
 
 
 def load_corpus(config: TextConfig) -> Corpus:

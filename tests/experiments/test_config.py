@@ -61,14 +61,19 @@ def test_a_number_that_would_spoil_the_optimizer_is_named(field, value):
         OptimizerConfig(**{field: value})
 
 
-def test_no_fewer_than_no_images_are_held_out():
-    with pytest.raises(ValueError, match="validation_size must be at least 0, not -5"):
-        DataConfig(validation_size=-5)
+@pytest.mark.parametrize(
+    ("name", "least"), [("train_images", 1), ("test_images", 1), ("validation_size", 0)]
+)
+def test_numbers_of_images_have_a_least_one(name, least):
+    DataConfig("cifar10", **{name: least})
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, not {least - 1}"):
+        DataConfig("cifar10", **{name: least - 1})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"train_images": 50}, "train_images must be None for digits, .* split, not 50"),
         ({"validation_size": 200}, "validation_size must be None for digits, .* split .*, not 200"),
         ({"data_dir": Path("there")}, "data_dir must be None for digits, .*, not there"),
     ],

@@ -122,6 +122,22 @@ def test_some_images_must_be_left_to_train_on(name, data_dir):
         load_cifar(name, data_dir, validation_size=200)
 
 
+def test_the_first_images_are_taken(name, data_dir):
+    part = load_cifar(name, data_dir, 0, train_images=50, test_images=20)
+    whole = load_cifar(name, data_dir, 0)
+    for found, all_of_it, size in ((part.train, whole.train, 50), (part.test, whole.test, 20)):
+        assert len(found.labels) == size
+        np.testing.assert_array_equal(found.images, all_of_it.images[:size])
+        np.testing.assert_array_equal(found.labels, all_of_it.labels[:size])
+
+
+def test_more_images_than_there_are_is_an_error(name, data_dir):
+    with pytest.raises(SettingError, match=r"train_images must be at most 200, .*, not 201"):
+        load_cifar(name, data_dir, 0, train_images=201)
+    with pytest.raises(SettingError, match=r"test_images must be at most 100, .*, not 101"):
+        load_cifar(name, data_dir, 0, test_images=101)
+
+
 def test_the_newest_version_is_read(name, copied):
     older = copied.parent / "3.0.0"
     older.mkdir()

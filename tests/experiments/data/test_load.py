@@ -16,4 +16,4 @@ def test_cifar_holds_out_what_it_is_told_and_1000_by_default(
     monkeypatch.setattr(load, "load_cifar", lambda *arguments: calls.append(arguments))
     config = DataConfig("cifar100", data_dir=Path("there"), validation_size=validation_size)
     load.load_dataset(config)
-    assert calls == [("cifar100", Path("there"), expected)]
+    assert calls == [("cifar100", Path("there"), expected, None, None)]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from experiments.config import ModelConfig
 from experiments.models.build import build_model
@@ -121,3 +122,18 @@ def test_dropout_acts_in_training_and_takes_no_parameters():
 def test_every_network_of_the_configuration_is_built(config, expected):
     _, variables = shapes(build_model(config, num_classes=10), (32, 32, 3))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
+
+
+def test_a_resnet_starts_as_pytorch_starts_it():
+    params = jax.jit(partial(resnet18(10, width=8).init, train=False))(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )["params"]
+    layers = {
+        path[:-1]: kernel
+        for path, kernel in flatten_dict(params).items()
+        if path[-1] == "kernel" and kernel.ndim > 1
+    }
+    assert len(layers) == 21
+    for path, kernel in layers.items():
+        bound = np.prod(kernel.shape[:-1]) ** -0.5
+        assert 0.9 * bound < np.abs(kernel).max() <= bound, path

@@ -1,9 +1,12 @@
 """The presets against the paper's Tables 1 and 2 and the settings of its section 4.1."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
+from experiments import presets
 from experiments.presets import SWEEPS
 from experiments.regularizers import AdaBreg, ConfidencePenalty, Dropout, LabelSmoothing, SehtD
 from experiments.sweep.definition import TIME_RATIO
@@ -72,8 +75,56 @@ SETTINGS2 = {
 TEXT = ("table3", "table4")  # test_language_tables.py has these
 
 
+SEHT_D = [f"SEHT-D (maxIter={n}, prob={p})" for n in (1, 5, 10) for p in (0.01, 0.05)]
+
+
 def rows(name):
     return {row.label: row for row in SWEEPS[name].rows}
+
+
+def test_table_1_has_every_row_of_the_paper_and_the_rivals_that_it_lacks():
+    assert sorted(rows("table1")) == sorted(
+        [
+            *TABLE1,
+            *SEHT_D[1:4],  # the paper's figures are in TABLE1 for the others
+            "SEHT-H (maxIter=1)",
+            "Full network method (Sankar et al., 2021)",
+            "LinBreg",
+            "AdaBreg",
+            *(f"Gauss-Newton {label}" for label in SEHT_D),
+            *(f"Gauss-Newton SEHT-H (maxIter={n})" for n in (1, 5)),
+            "SEHT-H (maxIter=5) of the Gauss-Newton matrix",
+            "Gauss-Newton SEHT-H, share of the gradient",
+            "SAM",
+            "NSO",
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if not name.startswith(TEXT)])
+def test_only_the_row_whose_formulas_are_not_at_hand_is_quoted(name):
+    quoted = [label for label, row in rows(name).items() if row.config is None]
+    assert quoted == [label for label in rows(name) if label.startswith("MM + FRL")]
+
+
+@pytest.mark.parametrize("name", [name for name in SWEEPS if name.startswith("table2")])
+def test_table_2_has_top_1_and_top_5(name):
+    metrics = [column.metric for column in SWEEPS[name].columns]
+    assert metrics == ["test_accuracy", "test_top5_accuracy"]
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_title_names_what_is_trained(name):
+    sweep = SWEEPS[name]
+    data = sweep.rows[0].config.data.dataset
+    names = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "wikitext2": "WikiText-2"}
+    assert re.search(rf"{names.get(data, data)}(?!\d)", sweep.title, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_docstring_of_a_preset_gives_the_command(name):
+    texts = [path.read_text() for path in Path(presets.__file__).parent.glob("*.py")]
+    assert any(f"python -m experiments sweep {name} " in text for text in texts)
 
 
 @pytest.mark.parametrize("name", ["table1", "table1-grid", "table1-small", "figure1"])
@@ -211,7 +262,11 @@ def _like_the_twin(config, small):
         clip_norm=small.optimizer.clip_norm,
     )
     data = dataclasses.replace(
-        config.data, dataset=small.data.dataset, validation_size=small.data.validation_size
+        config.data,
+        dataset=small.data.dataset,
+        train_images=small.data.train_images,
+        test_images=small.data.test_images,
+        validation_size=small.data.validation_size,
     )
     model = dataclasses.replace(config.model, width=small.model.width, depth=small.model.depth)
     sizes = ("epochs", "batch_size", "trace_examples", "trace_probes")
@@ -256,6 +311,8 @@ def test_all_rows_are_trained_like_the_baseline_but_for_the_method(name):
         optimizer = baseline.optimizer
         if any(isinstance(part, AdaBreg) for part in config.method):
             optimizer = dataclasses.replace(optimizer, learning_rate=0.001)
+        if not config.method:  # Vanilla
+            optimizer = dataclasses.replace(optimizer, weight_decay=0.0)
         expected = dataclasses.replace(baseline, method=config.method, optimizer=optimizer)
         assert config == expected
 
@@ -263,7 +320,7 @@ def test_all_rows_are_trained_like_the_baseline_but_for_the_method(name):
 def test_figure_1_compares_the_baseline_with_the_papers_two_estimators():
     assert list(rows("figure1")) == [
         "Baseline with weight decay",
-        *(f"SEHT-D (maxIter={n}, prob={p})" for n in (1, 5, 10) for p in (0.01, 0.05)),
+        *SEHT_D,
         "SEHT-H (maxIter=5)",
     ]
 

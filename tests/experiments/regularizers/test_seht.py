@@ -49,6 +49,35 @@ def test_the_penalty_is_lambda_times_the_trace(method, inputs_of):
     assert float(outputs.metrics["loss"]) == pytest.approx(17)
 
 
+@pytest.mark.parametrize(("rescale", "expected"), [(True, 60.0), (False, 60.0 * 2 * 0.25)])
+def test_rescaling_makes_the_mean_the_trace(rescale, expected, inputs_of):
+    method = SehtD(lam=0.1, p=1.0, p_entries=0.25, rescale=rescale)
+    estimates = [
+        float(evaluate(method, inputs_of(seed=seed))[1].metrics["trace_estimate"])
+        for seed in range(64)
+    ]
+    error = np.std(estimates) / 8
+    assert abs(np.mean(estimates) - expected) < 4 * error
+    assert error > 0
+
+
+def test_a_scale_free_strength_is_of_the_fourth_root_of_the_loss(inputs_of):
+    def loss_of(params):
+        loss = jnp.sum(seht.outputs(params["layer"]["w"]) ** 4)
+        return loss, Outputs(network_state={}, metrics={"loss": loss})
+
+    method = SehtH(lam=0.1, curvature="gauss_newton", scale_free=True)
+    (objective, _), gradient = jax.value_and_grad(
+        method.objective(loss_of, inputs_of()), has_aux=True
+    )(PARAMS)
+    w = PARAMS["layer"]["w"]
+    root = 17**0.25
+    assert float(objective) == pytest.approx(17 + 0.1 * root)
+    # The trace is the sum of 12 w^2.
+    expected = 4 * w**3 + 0.1 * root * 24 * w / 60
+    np.testing.assert_allclose(gradient["layer"]["w"], expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("step", "share"), [(0, 0.25), (1, 0.5), (3, 1.0), (100, 1.0)])
 @pytest.mark.parametrize("power", [1, 2])
 def test_the_strength_rises_with_a_power_of_the_steps(step, share, power, inputs_of):

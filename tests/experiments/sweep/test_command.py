@@ -10,6 +10,7 @@ from experiments import __main__ as command_line
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError
 from experiments.presets import SWEEPS
+from experiments.report.command import ReportConfig, write_report
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.sweep.definition import Row, Sweep
 from experiments.training.checkpoint import Checkpoints
@@ -61,6 +62,12 @@ def test_a_sweep_of_real_runs_is_stopped_and_goes_on_from_the_checkpoint(
     assert json.loads((directory / "result.json").read_text())["name"] == "tiny"
     diverged = directory.parents[1] / "optimizer.learning_rate=1e+30/seed0/diverged.json"
     assert "diverged at step 1" in json.loads(diverged.read_text())["message"]
+
+    # And the report finds what it needs in the logs of real runs.
+    write_report(ReportConfig(config.output_dir), console)
+    report = json.loads((config.output_dir / "report" / "report.json").read_text())
+    assert report["rows"][0]["metrics"]["test_accuracy"]["n"] == 1
+    assert (config.output_dir / "report" / "convergence.png").exists()
 
 
 def test_changed_settings_are_refused_before_anything_runs(

@@ -128,13 +128,15 @@ def test_an_epoch_takes_every_image_once(tiny_digits):
     assert not np.array_equal(*orders)
 
 
-@pytest.mark.parametrize(("clip_norm", "expected"), [(0.0, 1000.0), (1.0, 1.0)])
-def test_clipping_is_optional(clip_norm, expected):
+@pytest.mark.parametrize(("clip_norm", "share"), [(0.0, 1.0), (1.0, 1e-3)])
+def test_clipping_is_optional_and_of_the_norm_over_all_params(clip_norm, share):
     config = OptimizerConfig(learning_rate=1.0, weight_decay=0.0, clip_norm=clip_norm)
     tx = make_optimizer(config, num_steps=10)
-    params = {"w": jnp.zeros(())}
-    updates, _ = tx.update({"w": jnp.asarray(1000.0)}, tx.init(params), params)
-    assert float(updates["w"]) == pytest.approx(-expected)
+    gradients = {"w": jnp.asarray(600.0), "b": jnp.asarray(800.0)}
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    assert float(updates["w"]) == pytest.approx(-600 * share)
+    assert float(updates["b"]) == pytest.approx(-800 * share)
 
 
 def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
@@ -145,13 +147,15 @@ def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
 def test_weight_decay_is_added_to_the_clipped_gradient_before_the_momentum():
     config = OptimizerConfig(learning_rate=1.0, momentum=0.5, weight_decay=0.1, clip_norm=1.0)
     tx = make_optimizer(config, num_steps=10**9)  # so long that the learning rate stays
-    params, gradients = {"w": jnp.asarray(2.0)}, {"w": jnp.asarray(1000.0)}
+    params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0), "scale": jnp.full(1, 2.0)}
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1000.0), params)
     state = tx.init(params)
     first, state = tx.update(gradients, state, params)
     second, _ = tx.update(gradients, state, params)
-    slope = 1 + 0.1 * 2
-    assert float(first["w"]) == pytest.approx(-slope)
-    assert float(second["w"]) == pytest.approx(-(slope + 0.5 * slope))
+    slope = 1 / 3**0.5 + 0.1 * 2
+    for name in params:
+        assert float(first[name].item()) == pytest.approx(-slope)
+        assert float(second[name].item()) == pytest.approx(-(slope + 0.5 * slope))
 
 
 def test_steps_divide_the_learning_rate_by_five_after_60_120_and_160_of_200_epochs():
