@@ -4,8 +4,8 @@ It predicts, from what was measured on few devices, for machines that nobody her
 assumes is an argument. With data parallelism, weak scaling (each device has its share of the batch,
 whatever their number n) and one step after the other,
 
-.. math:: T = \frac{r F}{u} + \sum_{c} T_c, \qquad
-    T_\text{all-reduce} = 2 \lceil \log_2 n \rceil \alpha + 2\, \frac{n - 1}{n} \frac{S}{B},
+$$T = \frac{r F}{u} + \sum_{c} T_c, \qquad
+    T_\text{all-reduce} = 2 \lceil \log_2 n \rceil \alpha + 2\, \frac{n - 1}{n} \frac{S}{B},$$
 
 F being the operations of a plain step on one device, u what the device does of them in a second, r
 the measured ratio of the penalised to the plain step on one device, S the bytes that are reduced, B
@@ -266,7 +266,7 @@ def steps(workload: Workload) -> list[Step]:
 def penalised_share(p: float, num_layers: int) -> float:
     r"""Return the expected share of a network that is behind the first layer that SEHT-D draws.
 
-    .. math:: 1 - \frac{(1 - p) (1 - (1 - p)^N)}{N p}
+    $$1 - \frac{(1 - p) (1 - (1 - p)^N)}{N p}$$
 
     Args:
         p: The probability of a layer.

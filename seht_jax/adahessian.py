@@ -43,7 +43,7 @@ class ScaleByAdaHessianState(NamedTuple):
 def kernel_mean_magnitude(path: tuple[str, ...], diagonal: Array) -> Array:
     r"""Average the magnitudes of a diagonal over the window of a convolution.
 
-    .. math:: D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} |D_{abio}|
+    $$D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} |D_{abio}|$$
 
     as the authors' code of AdaHessian does. A leaf with four axes is taken for the kernel of a
     convolution as Flax and Haiku have it, (height, width, inputs, outputs); of other leaves the
@@ -56,7 +56,7 @@ def kernel_mean_magnitude(path: tuple[str, ...], diagonal: Array) -> Array:
     Returns:
         The average, which broadcasts against the leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> diagonal = jnp.array([1.0, -3.0]).reshape(2, 1, 1, 1)
         >>> kernel_mean_magnitude(("Conv_0", "kernel"), diagonal).ravel().tolist()
@@ -68,7 +68,7 @@ def kernel_mean_magnitude(path: tuple[str, ...], diagonal: Array) -> Array:
 def kernel_mean(path: tuple[str, ...], diagonal: Array) -> Array:
     r"""Average a diagonal over the window of a convolution.
 
-    .. math:: D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} D_{abio}
+    $$D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} D_{abio}$$
 
     as the paper of AdaHessian writes it. Unlike the mean of the magnitudes it is unbiased for the
     mean of the exact diagonal; entries of both signs cancel, and steps are long where they do.
@@ -81,7 +81,7 @@ def kernel_mean(path: tuple[str, ...], diagonal: Array) -> Array:
         The average, which broadcasts against the leaf; of leaves that have not four axes, the
         diagonal.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> diagonal = jnp.array([1.0, -3.0]).reshape(2, 1, 1, 1)
         >>> kernel_mean(("Conv_0", "kernel"), diagonal).ravel().tolist()
@@ -106,8 +106,8 @@ def adahessian(
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaHessian: Adam with the diagonal of the Hessian in place of the gradient's square.
 
-    .. math:: \theta_{t+1} = \theta_t
-        - \eta \Big(\frac{\hat m_t}{\bar D_t^k + \epsilon} + w \theta_t\Big)
+    $$\theta_{t+1} = \theta_t
+        - \eta \Big(\frac{\hat m_t}{\bar D_t^k + \epsilon} + w \theta_t\Big)$$
 
     with the average gradient and diagonal of `scale_by_adahessian`. The defaults are those of the
     authors' code, whose learning rate is 0.15 and which this equals, given its random signs. A step
@@ -135,7 +135,7 @@ def adahessian(
         TypeError: See `scale_by_adahessian`.
         ValueError: See `scale_by_adahessian`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> import seht_jax as seht
         >>> def value_fn(params):
@@ -181,22 +181,21 @@ def scale_by_adahessian(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale updates by the diagonal of the Hessian, as AdaHessian does.
 
-    .. math::
-        D_t &= \frac{1}{K} \sum_k \sigma_k \odot H \sigma_k, \qquad
-            \mathbb{E}[D_t] = \mathrm{diag}(H) \\
+    $$D_t &= \frac{1}{K} \sum_k \sigma_k \odot H \sigma_k, \qquad
+        \mathbb{E}[D_t] = \mathrm{diag}(H) \\
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
-            \hat m_t = \frac{m_t}{1 - \beta_1^t} \\
+        \hat m_t = \frac{m_t}{1 - \beta_1^t} \\
         \nu_t &= \beta_2 \nu_{t-1} + (1 - \beta_2) D^{(s)}_t \odot D^{(s)}_t, \qquad
-            \bar D_t = \sqrt{\frac{\nu_t}{1 - \beta_2^t}} \\
-        u_t &= \frac{\hat m_t}{\bar D_t^k + \epsilon}
+        \bar D_t = \sqrt{\frac{\nu_t}{1 - \beta_2^t}} \\
+        u_t &= \frac{\hat m_t}{\bar D_t^k + \epsilon}$$
 
-    with :math:`D^{(s)}` the average of D over each convolution's window. `update` needs `value_fn`,
+    with $D^{(s)}$ the average of D over each convolution's window. `update` needs `value_fn`,
     see `adahessian`.
 
     Args:
         key: The PRNG key of the first step; it is kept in the state.
-        b1: The decay :math:`\beta_1` of the average of the updates that come in, in [0, 1).
-        b2: The decay :math:`\beta_2` of the average of the squared diagonal, in [0, 1).
+        b1: The decay $\beta_1$ of the average of the updates that come in, in [0, 1).
+        b2: The decay $\beta_2$ of the average of the squared diagonal, in [0, 1).
         eps: What is added to the denominator, 0 or more.
         hessian_power: The power k of the denominator, in [0, 1]. 1 is near to Newton's method; 0 is
             gradient descent with momentum.
@@ -222,7 +221,7 @@ def scale_by_adahessian(
             the average does not fit the leaf, or the loss differs over the devices of a
             `shard_map`.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> import seht_jax as seht
         >>> def value_fn(params):

@@ -65,7 +65,7 @@ def make_contribution(penalty: Penalty, *, bound: float | None, scale_free: bool
 def saturated(estimate: Float[Array, ""], bound: float) -> Float[Array, ""]:
     r"""Let an estimate t go smoothly where it leaves the bound b.
 
-    .. math:: t / \sqrt{1 + (t / b)^2}
+    $$t / \sqrt{1 + (t / b)^2}$$
 
     Args:
         estimate: The estimate.
@@ -82,8 +82,8 @@ def saturated(estimate: Float[Array, ""], bound: float) -> Float[Array, ""]:
 def relative_to_itself(loss: Float[Array, ""], estimate: Float[Array, ""]) -> Float[Array, ""]:
     r"""Free an estimate t of its scale, in units of the fourth root of the loss L.
 
-    .. math:: \left[L^{1/4} / t\right] t, \qquad
-        \text{with the gradient } L^{1/4}\, \nabla \log t
+    $$\left[L^{1/4} / t\right] t, \qquad
+        \text{with the gradient } L^{1/4}\, \nabla \log t$$
 
     The bracket is a constant. The root is what small networks agree on: without the loss in it the
     penalty is too strong where the data are learnt by heart, and with a square root too weak.

@@ -37,7 +37,7 @@ def canonical_on_cpu(function: Callable[..., Result]) -> Callable[..., Result]:
     Returns:
         A function with the same signature and the same values.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def convolve(image, kernel):
         ...     return jax.lax.conv(image, kernel, (1, 1), "SAME")

@@ -58,7 +58,7 @@ def dependent_operations(jaxpr: core.Jaxpr, sources: Sequence[int], num_sources:
     Returns:
         The operations, by source; those of a loop's body as often as it runs, where that is known.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def network(first, second):
         ...     return jnp.tanh(jnp.ones((1, 8)) @ first) @ second

@@ -19,8 +19,8 @@ def hvp(
 ) -> Callable[..., PyTree]:
     r"""Return the Hessian-vector product of a loss, forward over reverse.
 
-    .. math:: H v = \left.\frac{d}{d\varepsilon} \nabla L(\theta + \varepsilon v)
-        \right|_{\varepsilon = 0}
+    $$H v = \left.\frac{d}{d\varepsilon} \nabla L(\theta + \varepsilon v)
+        \right|_{\varepsilon = 0}$$
 
     computed as `jax.jvp` of `jax.grad`, for about two plain gradients' time and memory.
 
@@ -32,7 +32,7 @@ def hvp(
     Returns:
         A function of `loss_fn`'s signature that returns `H v`, a pytree like the params.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return params["a"] ** 2 * params["b"]
@@ -90,7 +90,7 @@ def objective_terms(
     conditions: Mapping[int, Bool[Array, ""]],
     probe_batch: int,
 ) -> ObjectiveTerms:
-    r"""Compute a loss and the mean of :math:`\sigma^T H \sigma` together, with a gradient.
+    r"""Compute a loss and the mean of $\sigma^T H \sigma$ together, with a gradient.
 
     The loss is propagated along the probes to second order (`taylor`), and one reverse pass gives
     the gradient of the objective, of loss and estimate together. A loss with a `custom_vjp` inside
@@ -155,7 +155,7 @@ def gauss_newton_product(
 ) -> dict[int, Array]:
     r"""Compute the product of the Gauss-Newton matrix with a direction.
 
-    .. math:: G \sigma = \tfrac{1}{2} \nabla_\sigma\, \sigma^T G \sigma
+    $$G \sigma = \tfrac{1}{2} \nabla_\sigma\, \sigma^T G \sigma$$
 
     Args:
         loss: The closed loss, in which the outputs are marked.
@@ -285,9 +285,9 @@ def _along_gradients(
 ) -> ObjectiveTerms:
     r"""Compute the same by two forward derivatives of the reverse-mode gradient.
 
-    .. math:: \sigma^T H \sigma = \sigma^T \frac{d}{d\varepsilon} \nabla L(\theta +
+    $$\sigma^T H \sigma = \sigma^T \frac{d}{d\varepsilon} \nabla L(\theta +
         \varepsilon\sigma), \qquad \nabla_x\, \sigma^T H \sigma =
-        \frac{d^2}{d\varepsilon^2} \nabla_x L(\theta + \varepsilon\sigma)
+        \frac{d^2}{d\varepsilon^2} \nabla_x L(\theta + \varepsilon\sigma)$$
 
     It takes any loss that has a gradient.
     """

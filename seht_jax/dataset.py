@@ -19,7 +19,7 @@ def mean_over_batches(
 ) -> Callable[..., Float[Array, ""]]:
     r"""Turn a batch's mean loss into that of a data set of any size, in the memory of one batch.
 
-    .. math:: L(\theta) = \sum_k \frac{|B_k|}{n} L_{B_k}(\theta)
+    $$L(\theta) = \sum_k \frac{|B_k|}{n} L_{B_k}(\theta)$$
 
     so a last batch that is smaller counts for less. Whatever takes a loss takes the result:
     gradients, `hvp`, `layer_traces`, `exact_trace`, `seht_jax.analysis`. A batch's activations are
@@ -48,7 +48,7 @@ def mean_over_batches(
         ValueError: If `batch_size` is less than 1, the arrays of the data have no first axis in
             common, or there is no sample.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(weight, batch):
         ...     return jnp.mean((weight * batch["x"] - batch["y"]) ** 2)

@@ -39,8 +39,8 @@ def hutchinson_diagonal(
 ) -> Callable[..., DiagonalEstimate]:
     r"""Estimate the diagonal of H with Rademacher probes.
 
-    .. math:: E[\sigma \odot H \sigma] = \mathrm{diag}\, H, \qquad
-        \mathrm{Var}[\sigma_i (H \sigma)_i] = \sum_{j \ne i} H_{ij}^2
+    $$E[\sigma \odot H \sigma] = \mathrm{diag}\, H, \qquad
+        \mathrm{Var}[\sigma_i (H \sigma)_i] = \sum_{j \ne i} H_{ij}^2$$
 
     The sum of a sample's entries is a sample of `hutchinson_trace`. Sums are kept, and not the
     samples: memory does not grow with the probes.
@@ -60,7 +60,7 @@ def hutchinson_diagonal(
         TypeError: If an argument has the wrong type.
         ValueError: If `num_probes` is less than 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return jnp.sum(params["a"] ** 2) + 3 * params["b"] ** 2

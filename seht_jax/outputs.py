@@ -45,9 +45,9 @@ def outputs(network_outputs: Outputs) -> Outputs:
     r"""Mark where the network ends and the loss begins, for `curvature="gauss_newton"`.
 
     It returns its argument, everywhere and under every transformation. The Gauss-Newton matrix of
-    a loss :math:`L(\theta) = \ell(z(\theta))` is
+    a loss $L(\theta) = \ell(z(\theta))$ is
 
-    .. math:: G = J^T \, \nabla^2_z \ell \, J, \qquad J = \partial z / \partial \theta,
+    $$G = J^T \, \nabla^2_z \ell \, J, \qquad J = \partial z / \partial \theta,$$
 
     the Hessian without the curvature of the network z itself. Where z ends is for the user to say:
     G differs from choice to choice. For a loss that is convex in z, G has no negative eigenvalue.
@@ -71,7 +71,7 @@ def outputs(network_outputs: Outputs) -> Outputs:
     Raises:
         TypeError: If it holds no floating-point array.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> import seht_jax as seht
         >>> def loss_fn(params):

@@ -56,7 +56,7 @@ def module_layer(path: tuple[str, ...]) -> str:
     Returns:
         The name of the layer.
 
-    Example:
+    Examples:
         >>> module_layer(("Block_0", "Dense_0", "kernel")), module_layer(("scale",))
         ('Block_0/Dense_0', 'scale')
     """
@@ -78,7 +78,7 @@ def layer_names(params: PyTree, layers: LayerFunction = module_layer) -> tuple[s
         TypeError: If `layers` returns anything else.
         ValueError: If no layer is left to probe, or a stacked axis does not fit its leaf.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> params = {
         ...     "Dense_0": {"bias": jnp.zeros(3), "kernel": jnp.zeros((2, 3))},
@@ -261,7 +261,7 @@ def sparse_signs(
 
     An entry is kept with probability 2p. (The prose of the paper says "ignore parameters with
     probability 1 - p2"; its definition of Q(p), which is followed here, keeps 2 p2 of them.)
-    Q(0.5) is the Rademacher distribution. Given the zeros, :math:`E[\sigma\sigma^T]` is the
+    Q(0.5) is the Rademacher distribution. Given the zeros, $E[\sigma\sigma^T]$ is the
     identity on the kept entries.
 
     Args:
@@ -278,7 +278,7 @@ def sparse_signs(
         TypeError: If `p` is not a Python number.
         ValueError: If `p` is out of its range.
 
-    Example:
+    Examples:
         >>> import jax
         >>> sample = sparse_signs(jax.random.key(0), (100_000,), p=0.1)
         >>> [round(float((sample == value).mean()), 2) for value in (-1, 0, 1)]

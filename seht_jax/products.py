@@ -2,26 +2,26 @@ r"""Products of jets: matrix products, convolutions and elementwise ones, as few
 
 The product of two curves has the derivatives
 
-.. math:: (ab)' = a'b + ab', \qquad (ab)'' = a''b + 2a'b' + ab''.
+$$(ab)' = a'b + ab', \qquad (ab)'' = a''b + 2a'b' + ab''.$$
 
 Along K directions, that is one product for the value, two for the accelerations, and for each
-direction the two of :math:`(ab)'` and the :math:`a'b'`. Products of large operands are what a
+direction the two of $(ab)'$ and the $a'b'$. Products of large operands are what a
 network's time is spent on, so they are made in one of two ways:
 
 *By the formula*, direction by direction, where one factor does not move or the product is small.
 (Directions stacked along an axis would be fewer and larger products, which are dense too; XLA's CPU
 backend runs them slower.)
 
-*By evaluation*. Where both factors move, the two numbers :math:`(ab)'` and :math:`a'b'` follow from
-two products, not three, since :math:`ab` is known already:
+*By evaluation*. Where both factors move, the two numbers $(ab)'$ and $a'b'$ follow from
+two products, not three, since $ab$ is known already:
 
-.. math:: P_{\pm} = (a \pm s a')(b \pm s b'), \qquad
-    (ab)' = \frac{P_+ - P_-}{2s}, \qquad a'b' = \frac{P_+ + P_- - 2ab}{2s^2}.
+$$P_{\pm} = (a \pm s a')(b \pm s b'), \qquad
+    (ab)' = \frac{P_+ - P_-}{2s}, \qquad a'b' = \frac{P_+ + P_- - 2ab}{2s^2}.$$
 
 This is exact, whatever the scale s: the evaluation of a polynomial at three points (Toom and Cook),
 no difference quotient. Rounding errors are least where both terms of a factor have the same size,
-:math:`s^2 = |a||b| / (|a'||b'|)`; then they are at most twice those of the three products for
-:math:`(ab)'`, and some four times for :math:`a'b'`. In float16, which has little range, products
+$s^2 = |a||b| / (|a'||b'|)$; then they are at most twice those of the three products for
+$(ab)'$, and some four times for $a'b'$. In float16, which has little range, products
 are made by the formula. A derivative of it needs no evaluations for the factor that is
 differentiated by alone: five products a direction in a step with its gradient, where the formula
 needs seven.

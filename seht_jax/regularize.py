@@ -76,8 +76,8 @@ def regularize(
 ) -> Callable[..., Any]:
     r"""Add a stochastic estimate of the trace of the Hessian to a loss.
 
-    .. math:: L(\theta) + \frac{\lambda}{K} \sum_{k=1}^{K} \sigma_k^T H(\theta)\, \sigma_k,
-        \qquad H = \nabla^2_\theta L
+    $$L(\theta) + \frac{\lambda}{K} \sum_{k=1}^{K} \sigma_k^T H(\theta)\, \sigma_k,
+        \qquad H = \nabla^2_\theta L$$
 
     H is the Hessian of the loss that is passed in. There is no further factor: the 1/n of Eq. (9)
     of the paper is absent from its Algorithms 1 and 2, and here. The derivative of the result by
@@ -92,7 +92,7 @@ def regularize(
     num_steps) ** 2``; 0.06 in place of 0.2 where a training is cut short.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
-    outside of the step, has one key, so that every step takes the same probe::
+    outside of the step, has one key, so that every step takes the same probe:
 
         penalised = seht.regularize(loss_fn, key, p, lam)  # wrong: the key is a constant
 
@@ -179,7 +179,7 @@ def regularize(
         A loss with side effects, such as `jax.debug.print`, shows them once for each batch of
         probes, and once more if its aux has floating-point arrays.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> import seht_jax as seht
         >>> def loss_fn(params, scale):

@@ -1,20 +1,20 @@
 r"""Second-order Taylor propagation: a function's second derivative along many directions at once.
 
-Along a direction :math:`\sigma`, every variable x of a computation is a curve
-:math:`x(\varepsilon)`, :math:`\varepsilon` being the size of the step in the inputs. Three arrays
-describe it near 0 (a `Jet`): the value :math:`x_0`, the velocity :math:`x_1 = x'(0)` and the
-acceleration :math:`x_2 = x''(0)`. (Its other two fields are for special cases: the *tangent* of the
+Along a direction $\sigma$, every variable x of a computation is a curve
+$x(\varepsilon)$, $\varepsilon$ being the size of the step in the inputs. Three arrays
+describe it near 0 (a `Jet`): the value $x_0$, the velocity $x_1 = x'(0)$ and the
+acceleration $x_2 = x''(0)$. (Its other two fields are for special cases: the *tangent* of the
 Gauss-Newton form, below, and the *condition* of a layer that is probed in some steps alone, of
-which `products` makes use.) An operation :math:`y = f(x)` maps the three by
+which `products` makes use.) An operation $y = f(x)$ maps the three by
 
-.. math:: y_0 = f(x_0), \qquad y_1 = Df[x_1], \qquad y_2 = D^2f[x_1, x_1] + Df[x_2],
+$$y_0 = f(x_0), \qquad y_1 = Df[x_1], \qquad y_2 = D^2f[x_1, x_1] + Df[x_2],$$
 
 so that one pass through the computation, operation by operation, ends with
-:math:`\sigma^T H \sigma`, the acceleration of the loss. Only :math:`D^2f` depends on the direction
-twice; the rest is linear in :math:`x_2`. So K directions need one value, K velocities and, where
+$\sigma^T H \sigma$, the acceleration of the loss. Only $D^2f$ depends on the direction
+twice; the rest is linear in $x_2$. So K directions need one value, K velocities and, where
 the sum over the directions is all that is asked for, **one** acceleration:
 
-.. math:: y_2^{\Sigma} = \sum_k D^2f[x_{1,k}, x_{1,k}] + Df[x_2^{\Sigma}].
+$$y_2^{\Sigma} = \sum_k D^2f[x_{1,k}, x_{1,k}] + Df[x_2^{\Sigma}].$$
 
 What makes it fast:
 
@@ -74,7 +74,7 @@ def propagate(jaxpr: core.Jaxpr, consts: Sequence[Any], inputs: Sequence[Jet]) -
     Returns:
         One jet for each of its outputs.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> closed = jax.make_jaxpr(lambda x, y: x**3 * y)(1.0, 1.0)
         >>> directions = (jnp.array(1.0), jnp.array(2.0))

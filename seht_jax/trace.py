@@ -70,8 +70,8 @@ def hutchinson_trace(
 ) -> Callable[..., TraceEstimate]:
     r"""Estimate tr(H) with Rademacher probes.
 
-    .. math:: \mathrm{tr}\, H = E[\sigma^T H \sigma], \qquad
-        \mathrm{Var}[\sigma^T H \sigma] = 2 \Big(\|H\|_F^2 - \sum_i H_{ii}^2\Big)
+    $$\mathrm{tr}\, H = E[\sigma^T H \sigma], \qquad
+        \mathrm{Var}[\sigma^T H \sigma] = 2 \Big(\|H\|_F^2 - \sum_i H_{ii}^2\Big)$$
 
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` returns a real scalar, or `(scalar, aux)`.
@@ -90,7 +90,7 @@ def hutchinson_trace(
         TypeError: If an argument has the wrong type.
         ValueError: If `num_probes` is less than 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> matrix = jnp.array([[2.0, 1.0], [1.0, 3.0]])
         >>> def loss_fn(params):
@@ -126,13 +126,13 @@ def masked_trace(
 ) -> Callable[..., TraceEstimate]:
     r"""Estimate the trace as SEHT-D does, with layers drawn anew for each probe.
 
-    With :math:`q = 2 p_{entries}`, a sample has mean :math:`p_{layers}\, q\, \mathrm{tr}\, H`, and
-    :math:`\mathrm{tr}\, H` with `rescale=True`. The variance of the rescaled sample is
+    With $q = 2 p_{entries}$, a sample has mean $p_{layers}\, q\, \mathrm{tr}\, H$, and
+    $\mathrm{tr}\, H$ with `rescale=True`. The variance of the rescaled sample is
 
-    .. math:: \frac{1 - p_l}{p_l} \sum_L \mathrm{tr}(H_{LL})^2
+    $$\frac{1 - p_l}{p_l} \sum_L \mathrm{tr}(H_{LL})^2
         + \frac{1 - q}{p_l q} \sum_i H_{ii}^2
         + \frac{2}{p_l} \sum_{i \ne j \text{ in one layer}} H_{ij}^2
-        + 2 \sum_{i, j \text{ in two layers}} H_{ij}^2
+        + 2 \sum_{i, j \text{ in two layers}} H_{ij}^2$$
 
     Given the zeros of a probe, the sample is unbiased for the sum of the kept diagonal entries
     (Eqs. 12 and 13 of the paper).
@@ -145,7 +145,7 @@ def masked_trace(
         has_aux: See `hutchinson_trace`.
         curvature: See `hutchinson_trace`.
         layers: See `hutchinson_trace`.
-        rescale: Whether to divide by :math:`p_{layers}\, q`, which makes it unbiased.
+        rescale: Whether to divide by $p_{layers}\, q$, which makes it unbiased.
 
     Returns:
         A function of `loss_fn`'s signature that returns a `TraceEstimate`.
@@ -154,7 +154,7 @@ def masked_trace(
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 2)
@@ -204,8 +204,8 @@ def layer_traces(
 
     One Rademacher probe over all layers gives a sample for every layer,
 
-    .. math:: E[\sigma_L^T (H \sigma)_L] = \mathrm{tr}\, H_{LL}, \qquad
-        \mathrm{Var} = 2 \sum_{i \ne j \in L} H_{ij}^2 + \sum_{i \in L, j \notin L} H_{ij}^2
+    $$E[\sigma_L^T (H \sigma)_L] = \mathrm{tr}\, H_{LL}, \qquad
+        \mathrm{Var} = 2 \sum_{i \ne j \in L} H_{ij}^2 + \sum_{i \in L, j \notin L} H_{ij}^2$$
 
     so that all layers together cost what `hutchinson_trace` does, and the samples of a probe add
     up to its sample.
@@ -226,7 +226,7 @@ def layer_traces(
         TypeError: If an argument has the wrong type.
         ValueError: If `num_probes` is less than 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return jnp.sum(params["a"] ** 2) + 3 * jnp.sum(params["b"] ** 2)
@@ -268,7 +268,7 @@ def exact_trace(
 ) -> Callable[..., Float[Array, ""]]:
     r"""Compute tr(H) exactly, by one Hessian-vector product for each parameter.
 
-    .. math:: \mathrm{tr}\, H = \sum_i e_i^T H e_i
+    $$\mathrm{tr}\, H = \sum_i e_i^T H e_i$$
 
     For small networks, or one layer of a larger one: with a `layers` function that returns `None`
     for all other leaves, the products are those of that layer's block alone.
@@ -288,7 +288,7 @@ def exact_trace(
         TypeError: If an argument has the wrong type.
         ValueError: If `chunk_size` is less than 1.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return params["a"] ** 2 * params["b"] ** 2
@@ -334,8 +334,8 @@ def exact_trace(
 def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
     r"""Compute the trace of softmax cross-entropy's Hessian in the logits, Eq. (7) of the paper.
 
-    .. math:: \frac{1}{n} \mathrm{tr}\, H_{\ell, z} = \frac{1}{n} \sum_{i=1}^{n}
-        \Big(1 - \sum_c \mathrm{softmax}(z_i)_c^2\Big)
+    $$\frac{1}{n} \mathrm{tr}\, H_{\ell, z} = \frac{1}{n} \sum_{i=1}^{n}
+        \Big(1 - \sum_c \mathrm{softmax}(z_i)_c^2\Big)$$
 
     The labels do not enter. It is the trace of the Hessian of the mean loss by all its logits.
 
@@ -349,7 +349,7 @@ def output_trace(logits: Float[Array, "*batch classes"]) -> Float[Array, ""]:
         TypeError: If the logits are not floating-point numbers.
         ValueError: If there is no axis of classes.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> float(output_trace(jnp.zeros((8, 4))))
         0.75

@@ -68,7 +68,7 @@ def add_hessian_trace(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Add the gradient of the penalty to the updates.
 
-    .. math:: u \leftarrow u + \lambda \nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k
+    $$u \leftarrow u + \lambda \nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k$$
 
     In front of the optimizer this is the paper's regularised loss (`regularize` computes the same
     gradient together with the loss's, and is cheaper). After an adaptive scaling and before the
@@ -83,8 +83,8 @@ def add_hessian_trace(
 
     With `relative`, the penalty's gradient is at most that share of the updates that come in:
 
-    .. math:: \lambda \leftarrow \operatorname{sign}(\lambda) \min\Big(|\lambda|,
-        r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)
+    $$\lambda \leftarrow \operatorname{sign}(\lambda) \min\Big(|\lambda|,
+        r \frac{\|u\|}{\|\nabla_\theta \frac{1}{K} \sum_k \sigma_k^T H \sigma_k\|}\Big)$$
 
     in the norm over all params (with `scale_free`, the gradient is that of its penalty). Then no
     curvature can run away with the training: for r < 1 the
@@ -124,7 +124,7 @@ def add_hessian_trace(
             missing.
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, optax
         >>> import seht_jax as seht
         >>> def value_fn(params):

@@ -1,8 +1,10 @@
 """What importing the library does, and what it offers."""
 
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -12,6 +14,13 @@ from seht_jax import analysis
 from seht_jax.probes import draw_layers
 
 MODULES = [seht, analysis]
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+WITHOUT_FORMULA = [
+    "layer_names",
+    "module_layer",
+    "dense_eigenvalues",
+    "dense_symmetric_eigenvalues",
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +63,30 @@ def test_the_public_names_are_sorted_and_there(module):
 )
 def test_every_public_name_is_documented(module, name):
     value = getattr(module, name)
-    assert inspect.getdoc(value)
+    docstring = inspect.getdoc(value)
+    parameters = inspect.signature(value).parameters
     if inspect.isfunction(value):
-        assert "Example:\n" in inspect.getdoc(value)
-        assert ">>> " in inspect.getdoc(value)
-    for parameter in inspect.signature(value).parameters.values():
+        arguments, rest = docstring.split("\nArgs:\n", 1)[1].split("\n\n", 1)
+        assert re.findall(r"^    (\w+):", arguments, re.MULTILINE) == list(parameters)
+        assert "Returns:\n" in rest
+        assert "Examples:\n    >>> " in rest
+        has_formula = "$$" in docstring or re.search(r"Eqs?\. |Algorithm |\(\d{4}\)", docstring)
+        assert has_formula or name in WITHOUT_FORMULA
+    else:
+        documented = docstring.split("\nAttributes:\n", 1)[1]
+        names = getattr(value, "_fields", None) or list(parameters)
+        assert re.findall(r"^    (\w+):", documented, re.MULTILINE) == list(names)
+    for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
+
+
+@pytest.mark.parametrize(
+    ("module", "page"), [(seht, "seht_jax.md"), (analysis, "analysis.md")], ids=["core", "analysis"]
+)
+def test_the_reference_has_every_public_name(module, page):
+    text = (REFERENCE / page).read_text()
+    listed = re.findall(rf"^::: {module.__name__}\.(\w+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(module.__all__)
 
 
 def test_annotations_are_checked_at_run_time():

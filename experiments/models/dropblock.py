@@ -30,8 +30,8 @@ def drop_block(
 
     The upper left corners of squares are drawn with probability
 
-    .. math:: \gamma = \frac{\text{rate}}{s^2} \cdot \frac{H W}{(H - s + 1)(W - s + 1)},
-        \qquad s = \min(\text{block size}, H, W),
+    $$\gamma = \frac{\text{rate}}{s^2} \cdot \frac{H W}{(H - s + 1)(W - s + 1)},
+        \qquad s = \min(\text{block size}, H, W),$$
 
     at the places where a whole square fits. Squares may overlap, so that a little less than
     ``rate`` is dropped.

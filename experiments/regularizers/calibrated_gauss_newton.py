@@ -19,8 +19,8 @@ CALIBRATION_PROBES = 16
 class CalibratedGaussNewton(Regularizer):
     r"""The trace of the Gauss-Newton matrix, with a strength that fits the network.
 
-    .. math:: L + \lambda \operatorname{tr} G, \qquad
-        \lambda = \frac{\text{initial penalty}}{\operatorname{tr} G_0}
+    $$L + \lambda \operatorname{tr} G, \qquad
+        \lambda = \frac{\text{initial penalty}}{\operatorname{tr} G_0}$$
 
     with the trace at the initial weights of seed 0, so that all seeds of a network have one lambda.
     The best lambda differs by two orders of magnitude from network to network, the best initial

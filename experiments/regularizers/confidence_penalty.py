@@ -15,7 +15,7 @@ from experiments.regularizers.base import Regularizer
 class ConfidencePenalty(Regularizer):
     r"""Reward for predictions of high entropy.
 
-    .. math:: L - \beta \cdot \text{mean}_b\, H(p_b), \qquad H(p) = -\sum_k p_k \log p_k
+    $$L - \beta \cdot \text{mean}_b\, H(p_b), \qquad H(p) = -\sum_k p_k \log p_k$$
 
     Pereyra et al., *Regularizing Neural Networks by Penalizing Confident Output Distributions*
     (2017). The code that the SEHT paper's authors published *adds* the entropy, which makes

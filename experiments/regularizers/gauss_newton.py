@@ -15,7 +15,7 @@ class GaussNewton(Regularizer):
 
     The gradient that is added to that of the loss L is
 
-    .. math:: \lambda L^{1/4}\, \nabla \log t
+    $$\lambda L^{1/4}\, \nabla \log t$$
 
     where t is the estimate of tr(G) (`scale_free` in `seht.regularize`), and lambda rises with the
     square of the steps. One lambda serves networks whose traces differ by orders of magnitude;

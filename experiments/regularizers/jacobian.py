@@ -18,9 +18,9 @@ EXACT = -1
 class Jacobian(Regularizer):
     r"""Penalty on the derivative of the logits by the images.
 
-    .. math:: L + \frac{\lambda}{2 B} \sum_b \lVert J_b \rVert_F^2
+    $$L + \frac{\lambda}{2 B} \sum_b \lVert J_b \rVert_F^2
         \approx L + \frac{\lambda}{2} \cdot \frac{C}{n B} \sum_b \sum_{i=1}^n
-        \lVert J_b^T v_{bi} \rVert^2
+        \lVert J_b^T v_{bi} \rVert^2$$
 
     with C classes and v uniform on the unit sphere. Hoffman, Roberts and Yaida, *Robust Learning
     with Jacobian Regularization* (2019), as in the authors' code.

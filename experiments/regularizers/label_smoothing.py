@@ -15,9 +15,9 @@ from experiments.regularizers.base import Regularizer
 class LabelSmoothing(Regularizer):
     r"""Cross-entropy with the uniform distribution, added with a weight.
 
-    .. math:: \text{CE}(y, p) + w\, \text{CE}(u, p)
+    $$\text{CE}(y, p) + w\, \text{CE}(u, p)
         = (1 + w)\, \text{CE}((1 - \varepsilon) y + \varepsilon u,\, p),
-        \qquad u_k = \frac{1}{K}, \quad \varepsilon = \frac{w}{1 + w}
+        \qquad u_k = \frac{1}{K}, \quad \varepsilon = \frac{w}{1 + w}$$
 
     The right-hand side is the usual form, Szegedy et al., *Rethinking the Inception Architecture
     for Computer Vision* (2016), times 1 + w; the weight of an epsilon is

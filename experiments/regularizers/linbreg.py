@@ -29,8 +29,8 @@ class BregmanState(NamedTuple):
 class LinBreg(Regularizer):
     r"""The optimizer moves a dual variable, and the weights are its soft threshold.
 
-    .. math:: v \leftarrow v - \tau\, g, \qquad \theta = \operatorname{prox}_{\delta \lambda
-        \lVert \cdot \rVert_1}(\delta v) = \delta \operatorname{sign}(v) \max(|v| - \lambda, 0)
+    $$v \leftarrow v - \tau\, g, \qquad \theta = \operatorname{prox}_{\delta \lambda
+        \lVert \cdot \rVert_1}(\delta v) = \delta \operatorname{sign}(v) \max(|v| - \lambda, 0)$$
 
     Bungert, Roith, Tenbrinck and Burger, *A Bregman Learning Framework for Sparse Neural Networks*
     (2021). Kernels are sparse; biases and BatchNorm's parameters have lambda = 0. Training starts

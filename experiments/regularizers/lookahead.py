@@ -26,7 +26,7 @@ class LookaheadState(NamedTuple):
 class Lookahead(Regularizer):
     r"""Slow weights that follow the fast ones every k steps, and to which these go back.
 
-    .. math:: \phi \leftarrow \phi + \alpha (\theta_k - \phi), \qquad \theta \leftarrow \phi
+    $$\phi \leftarrow \phi + \alpha (\theta_k - \phi), \qquad \theta \leftarrow \phi$$
 
     Zhang et al., *Lookahead Optimizer: k steps forward, 1 step back* (2019), by
     `optax.lookahead`. Gradients, penalties included, are taken at the fast weights, which are the

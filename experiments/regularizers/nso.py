@@ -15,8 +15,8 @@ from experiments.regularizers.base import LossFunction, Outputs, Regularizer, St
 class NSO(Regularizer):
     r"""Loss at two noisy copies of the params, on either side of them.
 
-    .. math:: \frac{1}{2 K} \sum_{k=1}^{K} L(\theta + U_k) + L(\theta - U_k)
-        \approx L(\theta) + \frac{\sigma^2}{2} \operatorname{tr} H, \qquad U_k \sim N(0, \sigma^2)
+    $$\frac{1}{2 K} \sum_{k=1}^{K} L(\theta + U_k) + L(\theta - U_k)
+        \approx L(\theta) + \frac{\sigma^2}{2} \operatorname{tr} H, \qquad U_k \sim N(0, \sigma^2)$$
 
     in the mean over the noise: a trace penalty of strength lambda = sigma^2 / 2, at the price of
     2K plain steps and of first derivatives alone. Zhang, Li and Ju, *Noise Stability Optimization

@@ -16,8 +16,8 @@ from experiments.regularizers.base import Regularizer
 class SAM(Regularizer):
     r"""Gradient at the point nearby where the loss is highest, to first order.
 
-    .. math:: \nabla L\left(\theta + \rho\, \frac{g}{\lVert g \rVert}\right),
-        \qquad g = \nabla L(\theta)
+    $$\nabla L\left(\theta + \rho\, \frac{g}{\lVert g \rVert}\right),
+        \qquad g = \nabla L(\theta)$$
 
     Foret et al., *Sharpness-Aware Minimization for Efficiently Improving Generalization* (2021),
     by `optax.contrib.sam`. It costs two plain steps.

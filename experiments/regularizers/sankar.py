@@ -17,7 +17,7 @@ from seht_jax.probes import LayerFunction
 class SankarFull(Regularizer):
     r"""Hutchinson's estimate of the Hessian's trace, added to the loss every so many steps.
 
-    .. math:: L + \frac{\gamma}{K} \sum_{k=1}^{K} v_k^T H v_k
+    $$L + \frac{\gamma}{K} \sum_{k=1}^{K} v_k^T H v_k$$
 
     Sankar et al., *A Deeper Look at the Hessian Eigenspectrum of Deep Neural Networks and its
     Applications to Regularization* (2021), with the interval and the number of probes of the

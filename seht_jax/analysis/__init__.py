@@ -1,4 +1,6 @@
-"""What a trained network's curvature looks like: eigenvalues, spectral density, precise traces.
+"""What a trained network's curvature looks like, and what the paper's theory says of it.
+
+Eigenvalues, spectral density, precise traces, the stability of minima, and a generalisation bound.
 
 It needs matfree, which the extra `analysis` installs. All of it has the shape of `regularize`, a
 loss and a key first, and takes `curvature="hessian"` or `"gauss_newton"`. For a data set that does
@@ -15,6 +17,13 @@ except ModuleNotFoundError as error:
     _MESSAGE = "seht_jax.analysis needs matfree: pip install 'seht-jax[analysis]'"
     raise ModuleNotFoundError(_MESSAGE, name="matfree") from error
 
+from seht_jax.analysis.bound import (
+    GapBound,
+    LinearModelBound,
+    gap_bound,
+    linear_model_bound,
+    norm_2_1,
+)
 from seht_jax.analysis.precise_trace import hutch_plus_plus, xtrace
 from seht_jax.analysis.spectrum import (
     DensityEstimate,
@@ -25,14 +34,39 @@ from seht_jax.analysis.spectrum import (
     smoothed_density,
     spectral_quadrature,
 )
+from seht_jax.analysis.stability import (
+    Classification,
+    DescentStability,
+    classify,
+    classify_params,
+    dense_eigenvalues,
+    dense_jacobian,
+    dense_symmetric_eigenvalues,
+    descent_stability,
+    gradient_flow,
+)
 
 __all__ = [
+    "Classification",
     "DensityEstimate",
+    "DescentStability",
     "Eigenpairs",
     "ExtremeEigenpairs",
+    "GapBound",
+    "LinearModelBound",
     "SpectralQuadrature",
+    "classify",
+    "classify_params",
+    "dense_eigenvalues",
+    "dense_jacobian",
+    "dense_symmetric_eigenvalues",
+    "descent_stability",
     "extreme_eigenpairs",
+    "gap_bound",
+    "gradient_flow",
     "hutch_plus_plus",
+    "linear_model_bound",
+    "norm_2_1",
     "smoothed_density",
     "spectral_quadrature",
     "xtrace",

@@ -66,7 +66,7 @@ class LinearModelBound(NamedTuple):
 def norm_2_1(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     r"""Compute the (2, 1) norm of a matrix, the sum of the norms of its columns.
 
-    .. math:: \|W\|_{2,1} = \sum_j \sqrt{\sum_i W_{ij}^2}
+    $$\|W\|_{2,1} = \sum_j \sqrt{\sum_i W_{ij}^2}$$
 
     Args:
         matrix: The matrix.
@@ -74,7 +74,7 @@ def norm_2_1(matrix: Float[Array, "rows columns"]) -> Float[Array, ""]:
     Returns:
         The norm.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> matrix = jnp.array([[3.0, 0.0], [4.0, 2.0]])
         >>> float(norm_2_1(matrix)), round(float(norm_2_1(matrix.T)), 4)
@@ -98,16 +98,15 @@ def gap_bound(
 ) -> GapBound:
     r"""Compute the terms of Eq. (5).
 
-    .. math::
-        \mathbb{E}[\bar\ell] - 1.01\, \hat{\mathbb{E}}[\bar\ell] \lesssim
+    $$\mathbb{E}[\bar\ell] - 1.01\, \hat{\mathbb{E}}[\bar\ell] \lesssim
         \frac{(A\mu)^{2/3} (\theta B)^{1/3}}{n^{1/3}} + \frac{A \sqrt{B v \theta}}{\sqrt n}
         + \frac{B A^2 \theta}{n \left(\log^2\left(\frac{B A^2 \theta}{v n}\right) + 1\right)}
         + \zeta, \qquad
-        \zeta = \frac{B (\log(1/\delta) + \log\log n)}{n}
+        \zeta = \frac{B (\log(1/\delta) + \log\log n)}{n}$$
 
-    with :math:`\bar\ell = \min\{\ell, B\}`. The sum rises with v for every v > 0, which is why a
+    with $\bar\ell = \min\{\ell, B\}$. The sum rises with v for every v > 0, which is why a
     smaller trace gives a smaller bound. The third term alone does so only up to
-    :math:`v = B A^2 \theta / n`. At v = 0 it has its limit, 0.
+    $v = B A^2 \theta / n$. At v = 0 it has its limit, 0.
 
     Args:
         norm_bound: A, at least the (2, 1) norm of the transpose of W, 0 or more.
@@ -125,7 +124,7 @@ def gap_bound(
         TypeError: If an argument is not a number.
         ValueError: If an argument is out of its range, or is no scalar.
 
-    Example:
+    Examples:
         >>> terms = gap_bound(
         ...     norm_bound=2.0, mu=0.5, v=0.25, theta=8.0, num_examples=8, loss_bound=1.0
         ... )
@@ -173,16 +172,15 @@ def linear_model_bound(
 ) -> LinearModelBound:
     r"""Compute Eq. (5) for a linear model z = W x under softmax cross-entropy.
 
-    With n examples, M classes and :math:`p_i = \mathrm{softmax}(W x_i)`,
+    With n examples, M classes and $p_i = \mathrm{softmax}(W x_i)$,
 
-    .. math::
-        \mu = \frac{1}{n} \sum_i \Big\|\frac{\partial \ell_i}{\partial z_i}\Big\|_2
-            = \frac{1}{n} \sum_i \|p_i - e_{y_i}\|_2, \qquad
+    $$\mu = \frac{1}{n} \sum_i \Big\|\frac{\partial \ell_i}{\partial z_i}\Big\|_2
+        = \frac{1}{n} \sum_i \|p_i - e_{y_i}\|_2, \qquad
         v = \frac{1}{n} \sum_i \mathrm{tr} \frac{\partial^2 \ell_i}{\partial z_i^2}
-            = \frac{1}{n} \sum_i \Big(1 - \sum_c p_{ic}^2\Big),
+        = \frac{1}{n} \sum_i \Big(1 - \sum_c p_{ic}^2\Big),$$
 
-    .. math:: \theta = \log^3(n M) \max_i \|x_i\|_2^2, \qquad
-        A \ge \|W^T\|_{2,1} = \sum_c \sqrt{\sum_j W_{cj}^2}.
+    $$\theta = \log^3(n M) \max_i \|x_i\|_2^2, \qquad
+        A \ge \|W^T\|_{2,1} = \sum_c \sqrt{\sum_j W_{cj}^2}.$$
 
     The theorem is about a bound A that is fixed before the training set is seen.
 
@@ -203,7 +201,7 @@ def linear_model_bound(
         ValueError: If shapes do not match, a label is none of the classes, `norm_bound` is below
             the norm, or another argument is out of its range. Traced values are not looked at.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> weights = jnp.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
         >>> bound = linear_model_bound(weights, jnp.eye(2), jnp.array([0, 0]), loss_bound=2.0)

@@ -34,10 +34,10 @@ def xtrace(
 ) -> Callable[..., TraceEstimate]:
     r"""Estimate tr(H) by XTrace, which uses every probe for both purposes.
 
-    .. math:: \mathrm{tr}\, H \approx \frac{1}{m} \sum_i \Big( \mathrm{tr}\, Q_{-i}^T H Q_{-i}
-        + \omega_i^T (I - Q_{-i} Q_{-i}^T)\, H\, (I - Q_{-i} Q_{-i}^T)\, \omega_i \Big)
+    $$\mathrm{tr}\, H \approx \frac{1}{m} \sum_i \Big( \mathrm{tr}\, Q_{-i}^T H Q_{-i}
+        + \omega_i^T (I - Q_{-i} Q_{-i}^T)\, H\, (I - Q_{-i} Q_{-i}^T)\, \omega_i \Big)$$
 
-    where :math:`Q_{-i}` is an orthonormal basis of the products with all probes but the i-th. The
+    where $Q_{-i}$ is an orthonormal basis of the products with all probes but the i-th. The
     terms are the samples. They are not independent, and their standard error is an estimate that is
     used in practice, not one that theory gives.
 
@@ -59,7 +59,7 @@ def xtrace(
         TypeError: If an argument has the wrong type.
         ValueError: If there are too few parameters for the number of probes.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return 0.5 * jnp.sum(0.5 ** jnp.arange(50) * params**2)
@@ -103,8 +103,8 @@ def hutch_plus_plus(
 ) -> Callable[..., TraceEstimate]:
     r"""Estimate tr(H) by Hutch++, with half of the probes for the large directions.
 
-    .. math:: \mathrm{tr}\, H = \mathrm{tr}\, Q^T H Q
-        + E\big[\sigma^T (I - QQ^T)\, H\, (I - QQ^T)\, \sigma\big]
+    $$\mathrm{tr}\, H = \mathrm{tr}\, Q^T H Q
+        + E\big[\sigma^T (I - QQ^T)\, H\, (I - QQ^T)\, \sigma\big]$$
 
     where Q is an orthonormal basis of the products of H with m random vectors. Given Q the samples
     are independent and unbiased, so the standard error is one.
@@ -127,7 +127,7 @@ def hutch_plus_plus(
         TypeError: If an argument has the wrong type.
         ValueError: If there are too few parameters for the number of probes.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return 0.5 * jnp.sum(0.5 ** jnp.arange(50) * params**2)

@@ -28,7 +28,7 @@ class Eigenpairs(NamedTuple):
         values: The eigenvalues, the most extreme first.
         vectors: The eigenvectors, of length 1: a pytree like the params, whose leaves have the
             pairs along their first axis.
-        residuals: :math:`\|Hv - \mu v\|`, in exact arithmetic: there is an eigenvalue of H no
+        residuals: $\|Hv - \mu v\|$, in exact arithmetic: there is an eigenvalue of H no
             farther from the value than that.
     """
 
@@ -52,8 +52,8 @@ class ExtremeEigenpairs(NamedTuple):
 class SpectralQuadrature(NamedTuple):
     r"""A spectrum as each of several random vectors sees it.
 
-    For a function f, the mean over the probes of :math:`\sum_j w_j f(x_j)` estimates the mean of f
-    over all eigenvalues, :math:`\mathrm{tr} f(H) / n`.
+    For a function f, the mean over the probes of $\sum_j w_j f(x_j)$ estimates the mean of f
+    over all eigenvalues, $\mathrm{tr} f(H) / n$.
 
     Attributes:
         nodes: The nodes x of Gauss' quadrature, one row for each probe.
@@ -91,7 +91,7 @@ def extreme_eigenpairs(
 
     Lanczos' method, from a random vector, finds the eigenvalues of H on the Krylov space
 
-    .. math:: \mathrm{span}(v, Hv, H^2 v, \dots)
+    $$\mathrm{span}(v, Hv, H^2 v, \dots)$$
 
     whose extreme ones come close to those of H first. How close is in the residuals: take more
     products where one is too large. An eigenvalue of which there are several is found once. If the
@@ -121,7 +121,7 @@ def extreme_eigenpairs(
         TypeError: If an argument has the wrong type.
         ValueError: If `num_pairs` is less than 1 or greater than the number of products.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return 2 * params["a"] ** 2 + params["b"] ** 2 - params["c"] ** 2
@@ -182,8 +182,8 @@ def spectral_quadrature(
 
     With a Rademacher vector v over n parameters, and f any function,
 
-    .. math:: \frac{1}{n} \mathrm{tr} f(H) = \frac{1}{n} E[v^T f(H)\, v]
-        \approx E\Big[\sum_j w_j f(x_j)\Big]
+    $$\frac{1}{n} \mathrm{tr} f(H) = \frac{1}{n} E[v^T f(H)\, v]
+        \approx E\Big[\sum_j w_j f(x_j)\Big]$$
 
     where nodes and weights are those of the Gauss quadrature that Lanczos' method gives: exact, for
     each v, if f is a polynomial of a degree less than twice the number of products.
@@ -209,7 +209,7 @@ def spectral_quadrature(
         TypeError: If an argument has the wrong type.
         ValueError: If a number is less than 1.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return 2 * params["a"] ** 2 + params["b"] ** 2 - params["c"] ** 2
@@ -254,8 +254,8 @@ def smoothed_density(
 ) -> DensityEstimate:
     r"""Smooth a spectrum with a Gaussian.
 
-    .. math:: \phi(t) = \frac{1}{n} \sum_i \mathcal N(t;\, \mu_i, s^2)
-        \approx \sum_j w_j\, \mathcal N(t;\, x_j, s^2)
+    $$\phi(t) = \frac{1}{n} \sum_i \mathcal N(t;\, \mu_i, s^2)
+        \approx \sum_j w_j\, \mathcal N(t;\, x_j, s^2)$$
 
     Args:
         quadrature: The spectrum.
@@ -268,7 +268,7 @@ def smoothed_density(
     Raises:
         ValueError: If the width is known and not positive.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> quadrature = SpectralQuadrature(jnp.array([[0.0, 9.0]]), jnp.array([[0.5, 0.5]]))
         >>> density = smoothed_density(quadrature, jnp.array([0.0]), width=1.0)

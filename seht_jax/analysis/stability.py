@@ -1,8 +1,8 @@
 r"""Linear stability of a dynamical system, and of gradient descent seen as one.
 
 Section 3.4 of the paper takes gradient descent with a small learning rate for the flow
-:math:`d\omega/dt = -\nabla L(\omega)` (Eq. 16), a special case of the autonomous system
-:math:`dx/dt = f(x)` (Eq. 17). Its Jacobian at a minimum is -H, so sharp minima attract fast and
+$d\omega/dt = -\nabla L(\omega)$ (Eq. 16), a special case of the autonomous system
+$dx/dt = f(x)$ (Eq. 17). Its Jacobian at a minimum is -H, so sharp minima attract fast and
 flat ones slowly. With a learning rate that is not small, a minimum that is too sharp does not
 attract at all: `descent_stability`.
 
@@ -74,7 +74,7 @@ class DescentStability(NamedTuple):
 def gradient_flow(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
     r"""Return the field of gradient descent with infinitely small steps, Eq. (16) of the paper.
 
-    .. math:: \frac{d\omega}{dt} = f(\omega) = -\nabla L(\omega)
+    $$\frac{d\omega}{dt} = f(\omega) = -\nabla L(\omega)$$
 
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` returns a real scalar.
@@ -85,7 +85,7 @@ def gradient_flow(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
     Raises:
         TypeError: If `loss_fn` is no function.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> flow = gradient_flow(lambda params: jnp.sum(params["w"] ** 2))
         >>> flow({"w": jnp.array([1.0, -3.0])})["w"].tolist()
@@ -102,7 +102,7 @@ def gradient_flow(loss_fn: Callable[..., Any]) -> Callable[..., PyTree]:
 def dense_jacobian(field: Field, point: PyTree) -> Float[np.ndarray, "size size"]:
     r"""Compute the Jacobian of a small system.
 
-    .. math:: J_{ij} = \frac{\partial f_i}{\partial x_j}
+    $$J_{ij} = \frac{\partial f_i}{\partial x_j}$$
 
     Args:
         field: The function f, from a pytree of arrays to one of the same structure and shapes.
@@ -115,7 +115,7 @@ def dense_jacobian(field: Field, point: PyTree) -> Float[np.ndarray, "size size"
         TypeError: If a leaf of the point is not a real floating-point array.
         ValueError: If the field's value does not look like the point.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> def pendulum(state):
         ...     return {"angle": state["speed"], "speed": -jnp.sin(state["angle"])}
@@ -163,7 +163,7 @@ def dense_eigenvalues(product: Field, point: PyTree) -> Complex[np.ndarray, " si
         TypeError: If a leaf of the point is not a real floating-point array.
         ValueError: If the product does not look like the point.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> rotation = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
         >>> eigenvalues = dense_eigenvalues(lambda v: rotation @ v, jnp.zeros(2))
@@ -189,7 +189,7 @@ def dense_symmetric_eigenvalues(product: Field, point: PyTree) -> Float[np.ndarr
         TypeError: If a leaf of the point is not a real floating-point array.
         ValueError: If the product does not look like the point.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> matrix = jnp.array([[2.0, 1.0], [1.0, 2.0]])
         >>> dense_symmetric_eigenvalues(lambda v: matrix @ v, jnp.zeros(2)).tolist()
@@ -209,7 +209,7 @@ def classify(
 ) -> Classification:
     r"""Classify a point of the autonomous system dx/dt = f(x), Eq. (17) of the paper.
 
-    Where f vanishes, the eigenvalues :math:`\kappa` of the Jacobian of f decide:
+    Where f vanishes, the eigenvalues $\kappa$ of the Jacobian of f decide:
 
     - ``"asymptotically stable"``: all real parts are below 0. What starts nearby comes back.
     - ``"saddle"``: some are below and some above 0, none is 0. Almost everything leaves.
@@ -242,7 +242,7 @@ def classify(
         ValueError: If the field's value does not look like the point or is not finite there, if
             there are no finite eigenvalues, or if a tolerance is negative.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> def pendulum(state, friction=0.2):
         ...     angle, speed = state
@@ -300,7 +300,7 @@ def classify_params(
 ) -> Classification:
     r"""Classify params as a point of gradient descent with infinitely small steps.
 
-    .. math:: f = -\nabla L, \qquad J = \frac{\partial f}{\partial \omega} = -H
+    $$f = -\nabla L, \qquad J = \frac{\partial f}{\partial \omega} = -H$$
 
     The eigenvalues are those of J, minus those of the Hessian: asymptotically stable points are
     minima with a positive definite Hessian, unstable ones maxima with a negative definite one. The
@@ -322,7 +322,7 @@ def classify_params(
             floating-point array.
         ValueError: See `classify`.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> def loss_fn(params):
         ...     return (params["x"] ** 2 - 1) ** 2 + params["y"] ** 2
@@ -350,21 +350,21 @@ def descent_stability(
 ) -> DescentStability:
     r"""Say whether gradient descent with a given learning rate can stay at a minimum.
 
-    Near a minimum, a step :math:`\omega \leftarrow \omega - \eta \nabla L(\omega)` (Eq. 14 of the
+    Near a minimum, a step $\omega \leftarrow \omega - \eta \nabla L(\omega)$ (Eq. 14 of the
     paper) multiplies a displacement along an eigenvector of the Hessian with eigenvalue
-    :math:`\mu` by :math:`1 - \eta\mu`, so it contracts if and only if
+    $\mu$ by $1 - \eta\mu$, so it contracts if and only if
 
-    .. math:: |1 - \eta \mu| < 1 \text{ for every } \mu, \quad\text{that is}\quad
-        0 < \eta < \min_\mu \frac{2 \operatorname{Re} \mu}{|\mu|^2}
+    $$|1 - \eta \mu| < 1 \text{ for every } \mu, \quad\text{that is}\quad
+        0 < \eta < \min_\mu \frac{2 \operatorname{Re} \mu}{|\mu|^2}$$
 
-    which for real :math:`\mu` is :math:`2 / \max \mu`. A learning rate thus keeps out of minima
+    which for real $\mu$ is $2 / \max \mu$. A learning rate thus keeps out of minima
     that are too sharp for it, as the penalty does. An eigenvalue of 0 contracts nothing.
 
     Args:
         eigenvalues: The eigenvalues of the Hessian at the minimum, minus those of
-            `classify_params`; of a general system :math:`x \leftarrow x + \eta f(x)`, minus those
+            `classify_params`; of a general system $x \leftarrow x + \eta f(x)$, minus those
             of the Jacobian of f, which may be complex.
-        learning_rate: The learning rate :math:`\eta`, a number or a scalar.
+        learning_rate: The learning rate $\eta$, a number or a scalar.
 
     Returns:
         The multipliers and what follows from them, in the precision of `eigenvalues`.
@@ -374,7 +374,7 @@ def descent_stability(
         ValueError: If there are no eigenvalues, or the learning rate is not a scalar or a number
             that is not above 0.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp
         >>> eigenvalues = jnp.array([1.0, 20.0])
         >>> bool(descent_stability(eigenvalues, 0.09).stable)
