@@ -12,7 +12,7 @@ installed = $(1:%=$(VENV)/.installed-%)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # two pips must not write to one environment
-.PHONY: help demo test test-all lint bench clean distclean
+.PHONY: help demo test test-all lint docs bench clean distclean
 .SECONDARY:
 
 help: ## List the targets.
@@ -32,6 +32,9 @@ lint: $(call installed,experiments dev) ## Check style, format and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+docs: $(call installed,docs) ## Build the documentation's site in build/site, and run its tutorials.
+	$(BIN)/mkdocs build --quiet $(ARGS)
 
 bench: $(call installed,bench) ## Measure step time, memory and compile time.
 	$(BIN)/python -m benchmarks step_time $(ARGS)
