@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -11,12 +12,26 @@ from benchmarks import language_curve
 from benchmarks.language_curve import LanguageCurveConfig, compare, run_language_curve
 from experiments.data.corpus import make_corpus
 
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence" / "benchmarks"
+
 
 def test_a_difference_is_in_standard_errors():
     row = compare(100, [5.0, 6.0, 7.0], [5.0, 5.0, 5.0])
     assert row["difference"] == pytest.approx(1.0)
     assert row["standard_error"] == pytest.approx(math.sqrt(1 / 3))
     assert row["in_standard_errors"] == pytest.approx(math.sqrt(3))
+
+
+@pytest.mark.parametrize("network", ["lstm", "gru"])
+def test_the_curves_that_are_kept_lie_within_two_standard_errors_of_pytorchs(network):
+    kept = json.loads((EVIDENCE / f"language_curve-{network}.json").read_text())
+    assert [row["step"] for row in kept["rows"]] == [100, 200, 300]
+    assert kept["seeds"] >= 3
+    for row in kept["rows"]:
+        expected = compare(row["step"], row["losses"], row["torch_losses"])
+        assert row == pytest.approx(expected)
+        assert len(row["losses"]) == kept["seeds"]
+        assert abs(row["in_standard_errors"]) < 2
 
 
 @pytest.mark.parametrize(
