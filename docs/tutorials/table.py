@@ -10,8 +10,8 @@
 # ```
 #
 # The same two commands with `table1` train ResNet-18 on CIFAR-10 as the paper does, with
-# `table1-small` at the size of two CPU cores. Here they run for one epoch at one seed, into a directory that
-# is thrown away.
+# `table1-small` at the size of two CPU cores. Here they run for one epoch at one seed, into a
+# directory that is thrown away.
 
 # %%
 import json

@@ -29,7 +29,7 @@ def test_the_curves_that_are_kept_lie_within_two_standard_errors_of_pytorchs(net
     assert kept["seeds"] >= 3
     for row in kept["rows"]:
         expected = compare(row["step"], row["losses"], row["torch_losses"])
-        assert row == pytest.approx(expected)
+        assert row["in_standard_errors"] == pytest.approx(expected["in_standard_errors"])
         assert len(row["losses"]) == kept["seeds"]
         assert abs(row["in_standard_errors"]) < 2
 
