@@ -172,14 +172,24 @@ def cross_entropy(logits, labels):
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+@pytest.fixture
+def in_float64():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax promotes
+        yield
+
+
 @pytest.mark.parametrize(("curvature", "p"), [("hessian", (0.6, 0.4)), ("gauss_newton", None)])
 @pytest.mark.parametrize(
     "model", [DROPPING_LSTM, TIED_GRU, TRANSFORMER], ids=["lstm", "tied-gru", "transformer"]
 )
-def test_penalty_and_gradient_are_those_of_nested_derivatives(text, model, curvature, p):
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params_of(model))
-    # As after some steps: no state is 0.
-    states = jax.tree.map(lambda state: state + 0.3, zero_states(model, params, 2))
+def test_penalty_and_gradient_are_those_of_nested_derivatives(
+    text, model, curvature, p, in_float64
+):
+    with jax.enable_x64(False):
+        params = params_of(model)
+        # As after some steps: no state is 0.
+        states = jax.tree.map(lambda state: state + 0.3, zero_states(model, params, 2))
+    params, states = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, states))
     batch = windows(text.train.tokens[:11], 5)
     network = make_network(model, states, jax.random.key(0))
     layers = LanguageModelling(text, model, 2, 5).layers
@@ -202,6 +212,7 @@ def test_penalty_and_gradient_are_those_of_nested_derivatives(text, model, curva
         key,
         p,
         0.1,
+        num_branches=2,
         has_aux=True,
         layers=layers,
         curvature=curvature,
