@@ -1,4 +1,4 @@
-"""What a trained network's curvature looks like: eigenvalues, spectral density, precise traces.
+"""What a trained network's curvature looks like: eigenvalues, spectral density, precise traces, slices.
 
 It needs matfree, which the extra `analysis` installs. All of it has the shape of `regularize`, a
 loss and a key first, and takes `curvature="hessian"` or `"gauss_newton"`. For a data set that does
@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     _MESSAGE = "seht_jax.analysis needs matfree: pip install 'seht-jax[analysis]'"
     raise ModuleNotFoundError(_MESSAGE, name="matfree") from error
 
+from seht_jax.analysis.landscape import filter_normalized_direction, loss_slice
 from seht_jax.analysis.precise_trace import hutch_plus_plus, xtrace
 from seht_jax.analysis.spectrum import (
     DensityEstimate,
@@ -32,7 +33,9 @@ __all__ = [
     "ExtremeEigenpairs",
     "SpectralQuadrature",
     "extreme_eigenpairs",
+    "filter_normalized_direction",
     "hutch_plus_plus",
+    "loss_slice",
     "smoothed_density",
     "spectral_quadrature",
     "xtrace",
