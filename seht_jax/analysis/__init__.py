@@ -1,4 +1,4 @@
-"""What a trained network's curvature looks like: eigenvalues, spectral density, precise traces, slices.
+"""What a trained network's curvature looks like: eigenvalues, density, precise traces, slices.
 
 It needs matfree, which the extra `analysis` installs. All of it has the shape of `regularize`, a
 loss and a key first, and takes `curvature="hessian"` or `"gauss_newton"`. For a data set that does

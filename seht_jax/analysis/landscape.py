@@ -52,8 +52,8 @@ def filter_normalized_direction(
         [0.0, 0.0]
 
     References:
-        Li, Xu, Taylor, Studer and Goldstein, *Visualizing the Loss Landscape of Neural Nets* (2018),
-        section 4.
+        Li, Xu, Taylor, Studer and Goldstein, *Visualizing the Loss Landscape of Neural Nets*
+        (2018), section 4.
     """
     check_key(key)
     check_params(params)
