@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -32,12 +32,10 @@ from experiments.analyse.trained import (
 from experiments.analyse.twin import check_plain_twin, find_plain_twin, plain_twin_command
 from experiments.config import LanguageModelConfig
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError, ExperimentError, SettingError
+from experiments.errors import ConfigMismatchError, ExperimentError
 from experiments.json_file import check_fields, read_json
 from experiments.report.page import render_page
-from experiments.report.tables import Table
 from experiments.safe_files import path_inside, replace_file
-from experiments.tasks.base import Task
 from experiments.tasks.build import build_task
 from experiments.training.run_directory import write_json
 
@@ -48,7 +46,7 @@ PAGE, NUMBERS = "analysis.html", "analysis.json"
 class AnalyseConfig:
     """Which network to look at, and how closely."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Directory of a finished run; `python -m experiments train` makes one."""
     plain: Path | None = None
     """Directory of its plain twin: the same network and data, trained without a method. By default
@@ -57,7 +55,7 @@ class AnalyseConfig:
     """Where analysis.html and analysis.json go; by default to the subdirectory analysis of RUN."""
     data_dir: Path | None = None
     """Where the data are, for those that do not come with a package."""
-    measure: MeasureConfig = MeasureConfig()
+    measure: MeasureConfig = dataclasses.field(default_factory=MeasureConfig)
 
 
 def run_analyse(config: AnalyseConfig, console: Console) -> Path:
@@ -73,7 +71,7 @@ def run_analyse(config: AnalyseConfig, console: Console) -> Path:
     Raises:
         ConfigMismatchError: If there is a page of other settings.
         ExperimentError: If a run is not finished, or has no weights or no finite loss.
-        SettingError: If the twin is none, or more examples are asked for than there are.
+        SettingError: If the twin is none.
     """
     runs = [read_finished_run(_named(config.run), config.data_dir)]
     differences = []
@@ -93,7 +91,7 @@ def run_analyse(config: AnalyseConfig, console: Console) -> Path:
     environment = describe_environment()
     closing = [", ".join(f"{name} {value}" for name, value in environment.items() if value)]
     page = output_dir / PAGE
-    text = render_page(_title(runs), _opening(config, runs, differences), parts, closing)
+    text = render_page(_title(runs), _opening(networks, differences), parts, closing)
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(output_dir / NUMBERS, _numbers(config.measure, networks, environment))
     replace_file(page, text.encode())
@@ -109,17 +107,11 @@ def _measure(config: MeasureConfig, runs: Sequence[FinishedRun], console: Consol
 
     Raises:
         ExperimentError: If the loss of one is not finite.
-        SettingError: If more examples are asked for than there are.
     """
     run = runs[0]
     with console.status("Reading the networks"):
         data = load_run_data(run)
         task = build_task(run.config, data)
-        if config.examples > task.num_examples:
-            raise SettingError(
-                f"--examples must be at most {task.num_examples}, the number of training "
-                f"{_unit(run)}, not {config.examples}"
-            )
         trained = [load_network(each, data, console.print) for each in runs]
     with _progress(console) as progress:
         bar = progress.add_task("", total=None)
@@ -254,6 +246,7 @@ def _to_json(network: Analysed) -> dict[str, Any]:
         "method": network.label,
         "result": network.run.result,
         "parameters": measured.num_params,
+        "examples": measured.num_examples,
         "loss": measured.loss,
         "largest_eigenvalues": [pair._asdict() for pair in measured.largest],
         "smallest_eigenvalues": [pair._asdict() for pair in measured.smallest],
@@ -281,19 +274,18 @@ def _title(runs: Sequence[FinishedRun]) -> str:
     return f"Curvature of {runs[0].config.name}: " + " and ".join(run.method for run in runs)
 
 
-def _opening(config: AnalyseConfig, runs: Sequence[FinishedRun], differences: Sequence[str]) -> str:
+def _opening(networks: Sequence[Analysed], differences: Sequence[str]) -> str:
     """Say which networks and which loss the page is about."""
-    run, *twins = runs
-    number = config.measure.examples
+    run, *twins = (each.run for each in networks)
+    number = networks[0].measured.num_examples
+    network, dataset = run.config.model.network, run.config.data.dataset
     weights = (
         f"after the best epoch, {run.result['best_epoch']} of {run.config.epochs}"
         if "best_epoch" in run.result
         else f"after the last epoch, {run.config.epochs}"
     )
-    sentences = [
-        f"{run.directory}: {run.config.model.network} trained on {run.config.data.dataset} with "
-        f"{run.method}, seed {run.config.seed}, {weights}."
-    ]
+    trained = f"{network} trained on {dataset} with {run.method}, seed {run.config.seed}"
+    sentences = [f"{run.directory}: {trained}, {weights}."]
     sentences += [f"Beside it its plain twin, {twin.directory}." for twin in twins]
     if differences:
         sentences.append(f"In more than the method they differ by {'; '.join(differences)}.")

@@ -38,7 +38,8 @@ class MeasureConfig:
     """On which data, and how precisely."""
 
     examples: int = 1000
-    """Training images, or windows of text, whose mean loss is looked at: the first ones."""
+    """Training images, or windows of text, whose mean loss is looked at: the first ones, or all
+    where there are fewer."""
     batch_size: int = 100
     """How many of them are in memory at a time; it changes the time alone."""
     eigenvalue_products: int = 40
@@ -116,6 +117,7 @@ class Measurement(NamedTuple):
 
     Attributes:
         num_params: Its parameters.
+        num_examples: How many examples the loss is a mean of.
         loss: The mean loss.
         largest: The largest eigenvalues of the Hessian, the largest first.
         smallest: The smallest ones, the smallest first.
@@ -127,6 +129,7 @@ class Measurement(NamedTuple):
     """
 
     num_params: int
+    num_examples: int
     loss: float
     largest: list[Eigenvalue]
     smallest: list[Eigenvalue]
@@ -233,6 +236,7 @@ def measurer(
         sizes = _layer_sizes(network.params, task.layers)
         return Measurement(
             num_params=sum(sizes.values()),
+            num_examples=num_examples,
             loss=loss,
             largest=_eigenvalues(pairs.largest.values, pairs.largest.residuals),
             smallest=_eigenvalues(pairs.smallest.values, pairs.smallest.residuals),
