@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from experiments.analyse.measure import MeasureConfig
 from experiments.analyse.stability import multipliers
@@ -177,7 +178,7 @@ def draw_traces(networks: Sequence[Analysed], theme: Theme = LIGHT) -> Figure:
         axis.set_yticks(places, [plain_text(layer) for layer in layers])
         axis.invert_yaxis()
         axis.set_title("Trace by layer", loc="left")
-        axis.legend(frameon=False, fontsize=_FONT_SIZE - 2)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -239,10 +240,13 @@ def draw_stability(networks: Sequence[Analysed], theme: Theme = LIGHT) -> Figure
             label = None if i else "learning rate at the start"
             axis.axvline(rate, color=theme.text, linestyle=":", linewidth=1.2, label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(0, 2)
         axis.set_xlabel("learning rate")
         axis.set_title("Multiplier of a step; below 1 it contracts")
-        axis.legend(frameon=False, loc="upper left")
+        figure.legend(loc="outside lower center", ncols=1, frameon=False)
     return figure
 
 

@@ -132,7 +132,7 @@ def estimate(value: Estimate) -> str:
     Returns:
         One phrase.
     """
-    return f"{value.mean:.4g} ± {value.standard_error:.2g}"
+    return _with_error(f"{value.mean:.4g}", f"{value.standard_error:.2g}")
 
 
 def halfway_loss(config: MeasureConfig, measured: Measurement) -> float:
@@ -155,7 +155,12 @@ def _halfway(config: MeasureConfig) -> tuple[float, int]:
 
 
 def _eigenvalue(value: Eigenvalue) -> str:
-    return f"{value.value:.4g} ± {value.residual:.1g}"
+    return _with_error(f"{value.value:.4g}", f"{value.residual:.1g}")
+
+
+def _with_error(value: str, error: str) -> str:
+    # On a narrow page a line must not end in between.
+    return f"{value}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error}"
 
 
 def _limit(learning_rate: float) -> str:

@@ -116,13 +116,16 @@ def _paragraph(text: str) -> str:
 
 
 def _table(table: Table) -> str:
+    title = html.escape(table.title)
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.headings)
     lines = "\n".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
         for line in table.lines
     )
     return (
-        f'<h2>{html.escape(table.title)}</h2>\n<div class="scroll"><table>\n'
+        # In the order of the tab key, so that it can be scrolled without a mouse.
+        f'<h2>{title}</h2>\n<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
+        "<table>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table></div>\n"
         + "\n".join(map(_paragraph, table.remarks))
     )
