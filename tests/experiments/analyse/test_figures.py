@@ -91,11 +91,8 @@ def test_every_picture_says_its_numbers_without_being_seen(networks):
 
 
 def test_networks_of_text_show_their_perplexity(analysis):
-    table = summary_table(QUICK, [network(analysis.measured, test_perplexity=12.345)])
-    assert ["test perplexity", "12.35"] in table.lines or [
-        "test perplexity",
-        "12.34",
-    ] in table.lines
+    table = summary_table(QUICK, [network(analysis.measured, test_perplexity=12.25)])
+    assert ["test perplexity", "12.25"] in table.lines
 
 
 def test_dark_figures_have_light_text(networks):
