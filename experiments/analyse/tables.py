@@ -159,8 +159,9 @@ def _eigenvalue(value: Eigenvalue) -> str:
 
 
 def _with_error(value: str, error: str) -> str:
-    # On a narrow page a line must not end in between.
-    return f"{value}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error}"
+    # On a narrow page a line may end at a space or a hyphen.
+    whole = f"{value}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{error}"
+    return whole.replace("-", "\N{MINUS SIGN}")
 
 
 def _limit(learning_rate: float) -> str:

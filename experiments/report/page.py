@@ -31,6 +31,11 @@ thead th { border-bottom: 2px solid var(--text); vertical-align: bottom; }
 .figures { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 figure { margin: 1.5rem 0; min-width: 0; }
 figcaption { width: 0; min-width: 100%; }
+@media (max-width: 30rem) {
+  body { margin: 1rem auto; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: 0.3rem 0.4rem; }
+}
 img { max-width: 100%; height: auto; }
 """
 

@@ -46,7 +46,8 @@ def test_the_terminal_shows_the_twin_beside_the_run(analysis):
     (trace,) = (line for line in lines if "tr(H)" in line)
     numbers = read(analysis.output_dir)["measured"]
     for name in ("run", "plain"):
-        assert f"{numbers[name]['traces']['hessian']['total']['mean']:.4g}" in trace
+        mean = numbers[name]["traces"]["hessian"]["total"]["mean"]
+        assert f"{mean:.4g}".replace("-", "\N{MINUS SIGN}") in trace
 
 
 def test_the_numbers_are_those_of_both_networks(analysis):
