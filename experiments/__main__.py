@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from experiments.analyse.command import AnalyseConfig, run_analyse
 from experiments.config import TrainConfig
 from experiments.data.command import PrepareConfig, run_prepare
 from experiments.demo import DemoConfig, run_demo
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     Preset = TrainConfig
 else:
     Preset = tyro.extras.subcommand_type_from_defaults(PRESETS, DESCRIPTIONS, prefix_names=False)
+
+
+def analyse(config: Annotated[AnalyseConfig, tyro.conf.arg(name="")]) -> None:
+    """Show the curvature of a trained network beside that of its plain twin, on one page.
+
+    Eigenvalues, their density, traces by layer, slices of the loss, and the stability of steps.
+    """
+    with explain_os_errors("analyse", config.run, "--output-dir", "the page"):
+        run_analyse(config, _console())
 
 
 def prepare(config: Annotated[PrepareConfig, tyro.conf.arg(name="")]) -> None:
@@ -133,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
+                "analyse": analyse,
                 "data": data,
                 "demo": demo,
                 "report": report,

@@ -487,6 +487,44 @@ def complete_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
+def from_json(stored: Mapping[str, Any]) -> TrainConfig:
+    """Build the configuration that `to_json` wrote down, now or in an earlier version.
+
+    Args:
+        stored: What it returned, and perhaps ``data.checksum``.
+
+    Returns:
+        The configuration; places, devices and the number of kept checkpoints have their defaults.
+
+    Raises:
+        ValueError: If a setting is not known, of another type, or out of its range.
+    """
+    settings = complete_settings(stored)
+    defaults = _defaults_for(stored)
+    unknown = sorted(settings.keys() - to_json(defaults).keys() - {"data.checksum"})
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no setting of a run on {settings['data.dataset']}")
+    settings["method"] = parse_method(settings["method"])
+    return _replaced(defaults, settings, prefix="")
+
+
+def _replaced(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
+    """Replace the fields of a configuration that have settings, and those of its parts.
+
+    Raises:
+        ValueError: If a setting is of another type, or out of its range.
+    """
+    kinds = get_type_hints(type(config))
+    changes = {}
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _replaced(value, settings, f"{name}.")
+        elif name in settings:
+            changes[field.name] = check_kind(settings[name], kinds[field.name], repr(name))
+    return dataclasses.replace(config, **changes)
+
+
 def _defaults_for(stored: Mapping[str, Any]) -> TrainConfig:
     """Choose the defaults by the task: settings of images are none of text's."""
     if stored["data.dataset"] in get_args(get_type_hints(TextConfig)["dataset"]):

@@ -15,7 +15,7 @@ from experiments.errors import ExperimentError
 from experiments.json_file import check_fields, read_json
 from experiments.report.cost import costs
 from experiments.report.data import report_json, runs_csv
-from experiments.report.figures import DARK, LIGHT, draw_convergence, draw_max_iter
+from experiments.report.figures import draw_convergence, draw_max_iter
 from experiments.report.page import Picture, render_markdown, render_page
 from experiments.report.read import SweepRecord, read_sweep
 from experiments.report.summary import RowSummary, summarise
@@ -27,6 +27,7 @@ from experiments.report.tables import (
     markdown,
     result_table,
 )
+from experiments.report.theme import DARK, LIGHT
 from experiments.safe_files import path_inside, replace_file
 from experiments.training.run_directory import write_json
 

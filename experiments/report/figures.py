@@ -1,12 +1,9 @@
 """The paper's Figure 1: convergence, and accuracy by maxIter and p."""
 
-import contextlib
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,29 +14,13 @@ from experiments.regularizers import Regularizer, SehtD, parse_method
 from experiments.report.curves import Curves, read_curves
 from experiments.report.read import PointRecord, SweepRecord
 from experiments.report.summary import Estimate, RowSummary
+from experiments.report.theme import LIGHT, Theme, colours, empty_figure, plain_text
 from experiments.training.logging import LOG
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the first is the text's colour.
 _COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A500")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv"
-
-
-@dataclasses.dataclass(frozen=True)
-class Theme:
-    """Colours of a figure.
-
-    Attributes:
-        text: Text and axes.
-        background: What is behind them.
-    """
-
-    text: str
-    background: str
-
-
-LIGHT = Theme(text="#1b1b1b", background="#ffffff")
-DARK = Theme(text="#e6e6e6", background="#161616")
 
 
 class Setting(NamedTuple):
@@ -82,14 +63,13 @@ def draw_convergence(
     if not drawn:
         return None
     in_per_cent = sweep.selected_by.endswith("accuracy")
-    with _colours(theme):
-        figure, (loss_axis, validation_axis) = _empty_figure(theme, num_axes=2)
+    with colours(theme):
+        figure, (loss_axis, validation_axis) = empty_figure(theme, num_axes=2)
         for (label, point), style in zip(drawn.items(), _styles(theme), strict=False):
             curves = _read_all(point, sweep.selected_by)
             epochs = curves[0].epochs
             diverged = f", {point.num_diverged} diverged" if point.num_diverged else ""
-            # A dollar sign is one, and no formula of TeX's.
-            name = f"{label} (n = {len(curves)}{diverged})".replace("$", r"\$")
+            name = plain_text(f"{label} (n = {len(curves)}{diverged})")
             _draw_band(loss_axis, epochs, [each.train_loss for each in curves], style, name)
             measured = [(100 if in_per_cent else 1) * each.validation for each in curves]
             _draw_band(validation_axis, epochs, measured, style, name)
@@ -118,8 +98,8 @@ def draw_max_iter(summaries: Sequence[RowSummary], theme: Theme = LIGHT) -> Figu
     settings = seht_d_settings(summaries)
     if len({setting[:2] for setting in settings}) < 2:
         return None
-    with _colours(theme):
-        figure, (axis,) = _empty_figure(theme, num_axes=1)
+    with colours(theme):
+        figure, (axis,) = empty_figure(theme, num_axes=1)
         max_iters = sorted({setting.max_iter for setting in settings})
         all_series = sorted({setting.series for setting in settings})
         for i, (series, style) in enumerate(zip(all_series, _styles(theme), strict=False)):
@@ -191,22 +171,6 @@ def _read_all(point: PointRecord, figure: str) -> list[Curves]:
                 "run directory and run it again."
             )
     return curves
-
-
-def _colours(theme: Theme) -> contextlib.AbstractContextManager[None]:
-    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    colours: dict[Any, Any] = dict.fromkeys(names, theme.text)
-    colours["axes.facecolor"] = theme.background
-    return mpl.rc_context(colours)
-
-
-def _empty_figure(theme: Theme, num_axes: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(5.5 * num_axes, 4.2), layout="constrained", facecolor=theme.background)
-    axes = figure.subplots(1, num_axes, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(alpha=0.3, which="both", linewidth=0.5)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def _styles(theme: Theme) -> list[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,14 +19,23 @@ _STYLE = """
 }
 body {
   color: var(--text); background: var(--background); font: 16px/1.5 system-ui, sans-serif;
-  max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  max-width: 72rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere;
 }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
+table { overflow-wrap: normal; }
 th, td { padding: 0.35rem 0.8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--text); vertical-align: bottom; }
-figure { margin: 1.5rem 0; }
+/* Side by side where they fit; a caption is as wide as its picture. */
+.figures { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+figure { margin: 1.5rem 0; min-width: 0; }
+figcaption { width: 0; min-width: 100%; }
+@media (max-width: 30rem) {
+  body { margin: 1rem auto; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: 0.3rem 0.4rem; }
+}
 img { max-width: 100%; height: auto; }
 """
 
@@ -38,12 +48,14 @@ class Picture(NamedTuple):
         caption: What stands below it.
         light: For a light background.
         dark: For a dark one.
+        alternative: What it shows, for whoever does not see it; empty where the caption says it.
     """
 
     name: str
     caption: str
     light: Figure
     dark: Figure
+    alternative: str = ""
 
 
 def render_page(
@@ -61,7 +73,9 @@ def render_page(
         HTML that stands alone.
     """
     body = [f"<h1>{html.escape(title)}</h1>", _paragraph(opening)]
-    body += [_table(part) if isinstance(part, Table) else _picture(part) for part in parts]
+    for is_table, group in itertools.groupby(parts, lambda part: isinstance(part, Table)):
+        blocks = map(_part, group)
+        body += blocks if is_table else ['<div class="figures">', *blocks, "</div>"]
     if closing:
         items = "".join(f"<li>{html.escape(line)}</li>" for line in closing)
         body.append(f"<h2>Made with</h2>\n<ul>{items}</ul>")
@@ -107,24 +121,32 @@ def _paragraph(text: str) -> str:
 
 
 def _table(table: Table) -> str:
+    title = html.escape(table.title)
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.headings)
     lines = "\n".join(
         f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>"
         for line in table.lines
     )
     return (
-        f'<h2>{html.escape(table.title)}</h2>\n<div class="scroll"><table>\n'
+        # In the order of the tab key, so that it can be scrolled without a mouse.
+        f'<h2>{title}</h2>\n<div class="scroll" role="region" aria-label="{title}" tabindex="0">'
+        "<table>\n"
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table></div>\n"
         + "\n".join(map(_paragraph, table.remarks))
     )
 
 
+def _part(part: Table | Picture) -> str:
+    return _table(part) if isinstance(part, Table) else _picture(part)
+
+
 def _picture(picture: Picture) -> str:
     caption = html.escape(picture.caption)
+    alternative = html.escape(picture.alternative or picture.caption)
     return (
         "<figure>\n<picture>\n"
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark)}">\n'
-        f'<img src="{_data_uri(picture.light)}" alt="{caption}">\n'
+        f'<img src="{_data_uri(picture.light)}" alt="{alternative}">\n'
         f"</picture>\n<figcaption>{caption}</figcaption>\n</figure>"
     )
 

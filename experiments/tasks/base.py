@@ -196,6 +196,35 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
+    def examples(self, number: int) -> PyTree:
+        """Take examples of the training split, without augmentation, as `evaluation_loss` wants.
+
+        Args:
+            number: Images, or windows of text, at most: the first ones.
+
+        Returns:
+            Arrays with the examples along their first axis.
+        """
+
+    @abc.abstractmethod
+    def evaluation_loss(
+        self, params: PyTree, examples: PyTree, network_state: PyTree
+    ) -> Float[Array, ""]:
+        """Compute the mean cross-entropy of examples with the network as it is used.
+
+        Nothing is dropped and no example has an influence on another's loss, so that the mean over
+        a data set is that over its batches. The outputs are marked (`seht.outputs`).
+
+        Args:
+            params: The network's parameters.
+            examples: Some of what `examples` returns.
+            network_state: What training left beside the params.
+
+        Returns:
+            The loss, a function of the params.
+        """
+
+    @abc.abstractmethod
     def check_fit(self, method: Sequence[Regularizer]) -> None:
         """Check that data, batch size and methods fit one another; nothing is computed.
 

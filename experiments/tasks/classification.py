@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+import seht_jax as seht
 from experiments.data.augment import crop_and_flip, normalise, random_flip
 from experiments.data.dataset import Dataset, Split
 from experiments.errors import SettingError
@@ -150,6 +151,24 @@ class Classification(Task):
     def first_examples(self, number: int) -> Split:
         """Take the first images."""
         return Split(*(array[:number] for array in self.dataset.train))
+
+    def examples(self, number: int) -> Split:
+        """Take the first images."""
+        return self.first_examples(number)
+
+    def evaluation_loss(
+        self, params: PyTree, examples: Split, network_state: PyTree
+    ) -> Float[Array, ""]:
+        """Compute the mean cross-entropy with BatchNorm's running statistics."""
+        logits: Any = self.model.apply(
+            {"params": params, "batch_stats": network_state},
+            normalise(examples.images, self.dataset.mean, self.dataset.standard_deviation),
+            train=False,
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            seht.outputs(logits), examples.labels
+        )
+        return jnp.mean(losses)
 
     def check_fit(self, method: Sequence[Regularizer]) -> None:
         """Check that batch and methods can be used.

@@ -142,6 +142,18 @@ class LanguageModelling(Task):
         """Take the text of the first windows."""
         return Tokens(self.dataset.train.tokens[: number * self.length + 1])
 
+    def examples(self, number: int) -> Batch:
+        """Take the first windows, and their next tokens."""
+        return windows(self.first_examples(number).tokens, self.length)
+
+    def evaluation_loss(
+        self, params: PyTree, examples: Batch, network_state: PyTree
+    ) -> Float[Array, ""]:
+        """Compute the mean cross-entropy of the next token; each window begins in state 0."""
+        del network_state
+        logits, _ = apply_network(self.model, params, examples.inputs, None, train=False)
+        return jnp.mean(_cross_entropies(seht.outputs(logits), examples.labels))
+
     def check_fit(self, method: Sequence[Regularizer]) -> None:
         """Check that the text is long enough; `check_methods` has looked at the methods.
 

@@ -17,6 +17,9 @@ from experiments.safe_files import replace_file, temporary_path
 
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
+CHECKSUM = "data.checksum"
+"""The setting of a run that `to_json` does not write: the checksum of its data."""
+
 _RESULT_FIELDS = {
     "name": str,
     "method": list[str],
@@ -45,7 +48,7 @@ def claim_run_directory(
     Raises:
         ConfigMismatchError: If the directory belongs to another configuration or to no run.
     """
-    settings = to_json(config) | {"data.checksum": _checksum(dataset)}
+    settings = to_json(config) | {CHECKSUM: data_checksum(dataset)}
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:
@@ -68,6 +71,22 @@ def claim_run_directory(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
     return settings
+
+
+def data_checksum(dataset: Dataset | Corpus) -> int:
+    """Compute the checksum by which runs on different data are told apart.
+
+    Args:
+        dataset: The data.
+
+    Returns:
+        That of all arrays of all splits.
+    """
+    checksum = 0
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for array in split:
+            checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
+    return checksum
 
 
 def read_settings(directory: Path) -> dict[str, Any] | None:
@@ -181,11 +200,3 @@ def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
         if existing.get(name, nothing) != wanted.get(name, nothing)
     ]
     return "\n".join(lines)
-
-
-def _checksum(dataset: Dataset | Corpus) -> int:
-    checksum = 0
-    for split in (dataset.train, dataset.validation, dataset.test):
-        for array in split:
-            checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
-    return checksum

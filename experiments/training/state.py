@@ -55,10 +55,7 @@ def make_optimizer(
     Raises:
         SettingError: If a method can not be used with accumulated gradients.
     """
-    settings = dataclasses.asdict(config)
-    for part in method:
-        settings = part.optimizer_settings(**settings)
-    config = OptimizerConfig(**settings)
+    config = with_methods(config, method)
     schedule = make_schedule(config, num_steps // config.accumulate)
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
@@ -80,6 +77,22 @@ def make_optimizer(
     if config.accumulate > 1:
         tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
     return _with_standard_promotion(tx)
+
+
+def with_methods(config: OptimizerConfig, method: Sequence[Regularizer]) -> OptimizerConfig:
+    """Let the methods change the settings of the optimizer.
+
+    Args:
+        config: The settings.
+        method: The regularizers.
+
+    Returns:
+        The settings that the optimizer is built from.
+    """
+    settings = dataclasses.asdict(config)
+    for part in method:
+        settings = part.optimizer_settings(**settings)
+    return OptimizerConfig(**settings)
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:

@@ -1,6 +1,6 @@
 """What a trained network's curvature looks like, and what the paper's theory says of it.
 
-Eigenvalues, spectral density, precise traces, the stability of minima, and a generalisation bound.
+Eigenvalues, density, precise traces, slices, the stability of minima, and a generalisation bound.
 
 It needs matfree, which the extra `analysis` installs. All of it has the shape of `regularize`, a
 loss and a key first, and takes `curvature="hessian"` or `"gauss_newton"`. For a data set that does
@@ -24,6 +24,7 @@ from seht_jax.analysis.bound import (
     linear_model_bound,
     norm_2_1,
 )
+from seht_jax.analysis.landscape import filter_normalized_direction, loss_slice
 from seht_jax.analysis.precise_trace import hutch_plus_plus, xtrace
 from seht_jax.analysis.spectrum import (
     DensityEstimate,
@@ -62,10 +63,12 @@ __all__ = [
     "dense_symmetric_eigenvalues",
     "descent_stability",
     "extreme_eigenpairs",
+    "filter_normalized_direction",
     "gap_bound",
     "gradient_flow",
     "hutch_plus_plus",
     "linear_model_bound",
+    "loss_slice",
     "norm_2_1",
     "smoothed_density",
     "spectral_quadrature",

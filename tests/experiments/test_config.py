@@ -14,6 +14,7 @@ from experiments.config import (
     TextConfig,
     TrainConfig,
     complete_settings,
+    from_json,
     to_json,
 )
 from experiments.errors import SettingError
@@ -151,6 +152,27 @@ def test_a_preset_has_its_name_a_description_and_json(preset):
     assert PRESETS[preset].name == preset
     assert DESCRIPTIONS[preset].endswith(".")
     assert json.loads(json.dumps(to_json(PRESETS[preset]))) == to_json(PRESETS[preset])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_configuration_is_read_back_from_its_settings(preset):
+    changed = dataclasses.replace(PRESETS[preset], seed=7, method=(SehtD(p=0.1), SehtH()))
+    stored = json.loads(json.dumps(to_json(changed))) | {"data.checksum": 1}
+    assert from_json(stored) == changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.depth": "many"}, "'model.depth'"),
+        ({"model.num_layers": 2}, "'model.num_layers' is no setting of a run on digits"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"method": ["seht-x"]}, "no regularizer 'seht-x'"),
+    ],
+)
+def test_settings_that_can_not_be_are_not_read(change, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(to_json(TrainConfig()) | change)
 
 
 def test_places_are_no_settings():

@@ -25,6 +25,7 @@ LINES = [
     ["data", "prepare", "cifar10", "--data-dir", "data", "--archive", "file"],
     ["data", "prepare", "wikitext2", "--data-dir", "data"],
     ["report", "runs/sweeps/x"],
+    ["analyse", "runs/digits/x", "--plain", "runs/digits/y", "--examples", "100"],
 ]
 RESULT = {
     "name": "digits",
@@ -49,6 +50,7 @@ def configs(monkeypatch, tmp_path):
     for name in ("train_network", "run_sweep", "run_demo", "run_strength", "run_prepare"):
         monkeypatch.setattr(command_line, name, do)
     monkeypatch.setattr(command_line, "write_report", do)
+    monkeypatch.setattr(command_line, "run_analyse", do)
     monkeypatch.chdir(tmp_path)
     return found
 

@@ -8,8 +8,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from experiments.report.figures import (
-    DARK,
-    LIGHT,
     _draw_band,
     draw_convergence,
     draw_max_iter,
@@ -17,6 +15,7 @@ from experiments.report.figures import (
 )
 from experiments.report.read import read_sweep
 from experiments.report.summary import summarise
+from experiments.report.theme import DARK, LIGHT
 
 
 def drawn(directory, theme=LIGHT):

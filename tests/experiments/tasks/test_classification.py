@@ -17,6 +17,7 @@ from experiments.models.resnet import digits_resnet
 from experiments.regularizers import Batch, Regularizer
 from experiments.tasks.classification import (
     EVALUATION_BATCH_SIZE,
+    Classification,
     ImageEvaluator,
     make_loss_fn,
     make_network,
@@ -114,6 +115,20 @@ def test_evaluation_is_the_mean_over_a_split_of_any_size(digits, size):
     assert found.accuracy == pytest.approx(float(np.mean(logits.argmax(-1) == split.labels)))
     best_five = np.argsort(logits, -1)[:, -5:]
     assert found.top5_accuracy == pytest.approx(np.mean(best_five == split.labels[:, None]) * 5)
+
+
+def test_the_loss_that_is_analysed_is_that_of_the_evaluation(tiny_digits):
+    model = Dropping()
+    _, params, stats = prepare(model, tiny_digits)
+    stats = jax.tree.map(lambda leaf: leaf + 0.5, stats)  # the batch's own would have no influence
+    task = Classification(tiny_digits, model, 20, "crop-flip")
+    examples = task.examples(30)
+    assert len(examples.labels) == 30
+    loss = jax.jit(task.evaluation_loss)(params, examples, stats)
+    expected = ImageEvaluator(model, tiny_digits).evaluate(params, stats, examples).loss
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    marked = seht.exact_trace(task.evaluation_loss, curvature="gauss_newton")
+    assert float(jax.jit(marked)(params, task.examples(2), stats)) > 0
 
 
 def test_an_empty_split_has_no_mean(tiny_digits):

@@ -309,6 +309,18 @@ def test_trace_is_that_of_the_windows_loss(text, curvature):
     assert abs(mean - float(jax.jit(trace)(params))) < 4 * error
 
 
+@pytest.mark.parametrize("network", ["lstm", "transformer"])
+def test_the_loss_that_is_analysed_is_that_of_windows_from_state_0(text, network):
+    experiment = build_experiment(config(network), text)
+    task, params = experiment.task, experiment.init(0).params
+    examples = task.examples(3)
+    np.testing.assert_array_equal(examples.inputs.ravel(), text.train.tokens[:15])
+    states = zero_states(task.model, params, 3)
+    loss_fn = make_loss_fn(make_network(task.model, states, jax.random.key(0)), (), examples)
+    loss = jax.jit(task.evaluation_loss)(params, examples, None)
+    assert float(loss) == pytest.approx(float(jax.jit(loss_fn)(params)[0]), rel=1e-6)
+
+
 def test_networks_are_measured_without_dropout(text):
     params = build_experiment(config("lstm"), text).init(0).params
     found = [

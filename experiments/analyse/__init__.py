@@ -1,0 +1,1 @@
+"""The curvature of a trained network, its plain twin beside it."""
