@@ -1,6 +1,7 @@
 """Several processes train the weights of one."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,37 +10,65 @@ import numpy as np
 import pytest
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-2}  # of the largest entry
+# Ten steps, whose checkpoints are all kept.
+TRAIN = [
+    "-m", "experiments", "train", "digits", "--width", "2", "--epochs", "1", "--batch-size", "100",
+    "--method", "plain", "--trace-examples", "0",
+    "--log-every", "5", "--checkpoint-every", "7", "--keep-checkpoints-every", "1",
+]  # fmt: skip
 
 
-def run_processes(checkout, what, place, setting, num_processes, *, x64=False):
-    """Run `distributed_run.py` in several processes, which have as many devices in all."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = checkout / "tests" / "distributed_run.py"
-    environment = {
-        "PATH": "",
-        "PYTHONPATH": str(checkout),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_X64": "1" if x64 else "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // num_processes}",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, what, place, str(setting), str(port), str(num_processes),
-             str(number)],
-            cwd=checkout,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(num_processes)
-    ]  # fmt: skip
+        return free.getsockname()[1]
+
+
+def start(checkout, arguments, devices, **environment):
+    """Start Python in a process that has some devices."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=checkout,
+        env={
+            "PATH": os.defpath,
+            "PYTHONPATH": str(checkout),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_command(checkout, run_dir, num_processes, *options):
+    """Start the command that trains in several processes, which have four devices in all."""
+    port = free_port()
+    processes = []
+    for number in range(num_processes):
+        meet = (
+            ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes",
+             num_processes, "--process-id", number]
+            if num_processes > 1
+            else []
+        )  # fmt: skip
+        arguments = [*TRAIN, "--run-dir", run_dir, *meet, *options]
+        processes.append(start(checkout, arguments, 4 // num_processes))
+    return processes
+
+
+def end(processes, status=0):
+    """Wait for processes to end with a status, and return what they said."""
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-3000:]
+        assert process.returncode == status, output[-3000:]
+    return outputs
+
+
+def rows_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights_of(place, number=0):
@@ -51,10 +80,17 @@ def weights_of(place, number=0):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_property):
+    script = checkout / "tests" / "distributed_run.py"
+    x64 = {"JAX_ENABLE_X64": "1" if dtype == "float64" else "0"}
     found = {}
     for number in (1, 2, 4):
-        place = tmp_path / str(number)
-        run_processes(checkout, "steps", place, dtype, number, x64=dtype == "float64")
+        place, port = tmp_path / str(number), free_port()
+        end(
+            [
+                start(checkout, [script, place, dtype, port, number, process], 4 // number, **x64)
+                for process in range(number)
+            ]
+        )
         found[number] = [weights_of(place, process) for process in range(number)]
     (expected,) = found[1]
     assert expected[0].dtype == dtype
@@ -75,14 +111,20 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_pr
 @pytest.mark.timeout(900)
 def test_a_run_of_two_processes_is_gone_on_with_by_one(tmp_path, checkout):
     both = tmp_path / "both"
-    run_processes(checkout, "train", both, 1, 2)
+    first, second = end(start_command(checkout, both, 2))
+    assert "Training" in first  # the other one is silent
+    assert "Training" not in second
     result = json.loads((both / "result.json").read_text())
-    lines = (both / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [5, 7, 10]
+    rows = rows_of(both)
+    assert [row["step"] for row in rows] == [5, 7, 10]
     assert len(json.loads((both / "environment.json").read_text())) == 1
     # One process goes on from the checkpoint of two, for the rest of the same run.
     (both / "result.json").unlink()
     (both / "checkpoints" / "10").rename(tmp_path / "10")
-    run_processes(checkout, "train", both, 1, 1)
+    (output,) = end(start_command(checkout, both, 1))
+    assert "Going on from step 7" in output
+    assert len(json.loads((both / "environment.json").read_text())) == 2
+    assert rows_of(both)[:2] == rows[:2]  # times included: these steps were not taken again
+    assert [row["step"] for row in rows_of(both)] == [5, 7, 10]
     again = json.loads((both / "result.json").read_text())
     assert again["test_loss"] == pytest.approx(result["test_loss"], rel=1e-3)
