@@ -398,12 +398,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
             if getattr(self, name) > _LARGEST:
                 raise ValueError(f"{name} must be at most {_LARGEST}, not {getattr(self, name)}")
-        parts = mesh_sizes(self.devices.mesh).get("data", 1)
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size must be a multiple of the {parts} devices over which the mesh spreads "
-                f"it, not {self.batch_size}"
-            )
 
 
 _NO_INFLUENCE = ("run_dir", "data.data_dir", "keep_checkpoints", "keep_checkpoints_every")

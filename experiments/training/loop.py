@@ -52,7 +52,12 @@ from experiments.training.run_directory import (
     record_start,
     write_result,
 )
-from experiments.training.state import TrainState, init_state, make_optimizer
+from experiments.training.state import (
+    TrainState,
+    check_accumulation,
+    init_state,
+    make_optimizer,
+)
 from experiments.training.step import TrainStep, make_train_step
 from seht_jax.curvature import Curvature
 
@@ -158,7 +163,7 @@ def _initial_network(task: Task, placement: Placement, num_steps: int) -> Initia
 
 
 def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
-    """Check the settings against the data; nothing is computed.
+    """Check the settings against the data and the devices; nothing is computed.
 
     Args:
         config: The configuration.
@@ -168,11 +173,20 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
         The task, with the methods' network.
 
     Raises:
-        SettingError: If there is too little data for a step, a method can not work on them or on
-            the network, or validation data are needed and there are none.
+        SettingError: If there is too little data for a step or for a change of the weights, a
+            method can not work on them, on the network or with the optimizer, validation data are
+            needed and there are none, or a batch can not be spread over the devices.
     """
     task = build_task(config, data, config.method)
     task.check_fit(config.method)
+    check_accumulation(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
+    mesh = make_mesh(config.devices)
+    parts = 1 if mesh is None else mesh.shape["data"]
+    if config.batch_size % parts:
+        raise SettingError(
+            f"batch_size must be a multiple of the {parts} devices over which it is spread, not "
+            f"{config.batch_size}"
+        )
     if not task.size("validation"):
         for setting, value, wanted in (
             ("reported", config.reported, "best"),

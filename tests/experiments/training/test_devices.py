@@ -20,7 +20,7 @@ from experiments.errors import SettingError
 from experiments.regularizers import SehtD
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.devices import Placement, make_mesh, weight_spec
-from experiments.training.loop import build_experiment
+from experiments.training.loop import build_experiment, train
 
 PENALTY = SehtD(lam=1e-3, p=0.7, p_entries=0.4, num_branches=1)
 
@@ -141,9 +141,14 @@ def test_a_mesh_without_data_is_refused():
         DevicesConfig(mesh="model=2")
 
 
-def test_a_batch_that_can_not_be_spread_is_refused(images):
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 devices"):
-        on(images, "data=3")
+@pytest.mark.parametrize(("mesh", "processes", "parts"), [("data=3", 1, 3), (None, 2, 8)])
+def test_a_batch_that_can_not_be_spread_leaves_no_directory(
+    tiny_config, console, monkeypatch, mesh, processes, parts
+):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(SettingError, match=f"a multiple of the {parts} devices .* not 100"):
+        train(on(tiny_config, mesh), console)
+    assert not tiny_config.run_dir.exists()
 
 
 def test_too_few_devices_are_an_error_that_says_how_a_cpu_is_cut():

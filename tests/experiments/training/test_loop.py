@@ -17,7 +17,7 @@ from rich.console import Console
 from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
-from experiments.regularizers import Cutout, Regularizer, SehtD, SehtH
+from experiments.regularizers import SAM, Cutout, Regularizer, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import RESTORES, Experiment, build_experiment, train
@@ -136,9 +136,18 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
 
 
-def test_settings_that_do_not_fit_the_data_leave_no_directory(plain, console):
-    config = dataclasses.replace(plain, method=(Cutout(size=9),))
-    with pytest.raises(SettingError, match="size 9 is larger than the images, 8x8"):
+@pytest.mark.parametrize(
+    ("method", "accumulate", "message"),
+    [
+        ((Cutout(size=9),), 1, "size 9 is larger than the images, 8x8"),
+        ((), 21, "accumulate must be at most the 20 steps of the run, .* not 21"),
+        ((SAM(),), 2, "sam can not be used with accumulate=2"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_no_directory(plain, console, method, accumulate, message):
+    optimizer = OptimizerConfig(accumulate=accumulate)
+    config = dataclasses.replace(plain, method=method, optimizer=optimizer)
+    with pytest.raises(SettingError, match=message):
         train(config, console)
     assert not plain.run_dir.exists()
 

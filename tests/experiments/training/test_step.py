@@ -16,7 +16,7 @@ from experiments.errors import SettingError
 from experiments.regularizers import SAM, Regularizer, SehtD, SehtH, SehtShare
 from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
-from experiments.training.state import make_optimizer, make_schedule
+from experiments.training.state import check_accumulation, make_optimizer, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +248,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
 def test_methods_of_one_batch_do_not_go_with_accumulated_gradients(method):
     config = OptimizerConfig(accumulate=2)
     with pytest.raises(SettingError, match=f"{method.name} can not be used with accumulate=2: it"):
-        make_optimizer(config, 10, (method,))
+        check_accumulation(config, 10, (method,))
 
 
 def gradients(config, data, changes):
