@@ -276,6 +276,10 @@ class DevicesConfig:
             )
         if not missing and not self.distributed:
             raise ValueError(f"{', '.join(place)} need distributed")
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.num_processes is not None and self.process_id is not None:
             if self.num_processes < 1:
                 raise ValueError(f"num_processes must be at least 1, not {self.num_processes}")

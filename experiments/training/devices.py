@@ -8,7 +8,8 @@ arrays, so the loss and its Hessian are those of the whole batch, whatever the m
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from experiments.config import DevicesConfig, mesh_sizes
-from experiments.errors import SettingError
+from experiments.errors import ExperimentError, SettingError
 from experiments.training.state import TrainState
+
+T = TypeVar("T")
 
 _EVERYWHERE = PartitionSpec()
 
@@ -61,6 +64,40 @@ def wait_for_all(what: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def in_turn(what: str, work: Callable[[], T]) -> T:
+    """Do something in the first process, and then in the others, which find what it has made.
+
+    An error in one of them ends all, instead of letting the others wait for it.
+
+    Args:
+        what: What is done, the same in all processes: "claim the run directory" for one.
+        work: Does it.
+
+    Returns:
+        What it returned in this process.
+
+    Raises:
+        ExperimentError: If it raised an error in another process; here, its own error is raised.
+    """
+    if jax.process_count() == 1:
+        return work()
+    done, error = None, None
+    for turn in (True, False):
+        if is_first_process() == turn:
+            try:
+                done = work()
+            except Exception as found:  # noqa: BLE001  # it is raised when the others know of it
+                error = found
+        (failed,) = np.nonzero(multihost_utils.process_allgather(np.array(error is not None)))
+        if error is not None:
+            raise error
+        if failed.size:
+            raise ExperimentError(
+                f"Process {failed[0]} could not {what}; what it says itself explains why."
+            )
+    return cast("T", done)
 
 
 @dataclasses.dataclass(frozen=True)

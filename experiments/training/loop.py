@@ -28,6 +28,7 @@ from experiments.training.checkpoint import Best, Checkpoints
 from experiments.training.devices import (
     ONE_DEVICE,
     Placement,
+    in_turn,
     is_first_process,
     join_processes,
     make_mesh,
@@ -95,11 +96,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     directory = config.resolved_run_dir
     data = load_data(config.data)
     check_fit(config, data)  # before a directory is made that would hold the wrong settings
-    if not is_first_process():
-        wait_for_all("claim the run directory")
-    settings = claim_run_directory(directory, config, data)
-    if is_first_process():  # the others find the directory that it made
-        wait_for_all("claim the run directory")
+    settings = in_turn(
+        "claim the run directory", lambda: claim_run_directory(directory, config, data)
+    )
     result = read_result(directory)
     wait_for_all("look for a result")
     if result is not None:
@@ -115,7 +114,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         keep_period=config.keep_checkpoints_every or None,
     ) as checkpoints:
         run = _Run(experiment, directory, checkpoints, console)
-        state, best = run.train()
+        with catch_termination() as ends_at:
+            state, best = run.train(ends_at)
         wait_for_all("train")
         result = _summarise(experiment, state, best, read_log(directory / LOG))
         checkpoints.finish()
@@ -438,14 +438,18 @@ class _Run:
     checkpoints: Checkpoints
     console: Console
 
-    def train(self) -> tuple[TrainState, Best | None]:
+    def train(self, ends_at: Callable[[int], bool]) -> tuple[TrainState, Best | None]:
         """Begin, or go on from the newest checkpoint, and train to the last step.
+
+        Args:
+            ends_at: Whether the run was told to end, and is to do so at a step.
 
         Returns:
             The last state, and the best epoch if one is kept.
 
         Raises:
             DivergedError: If the run does not stay finite and does not go on from there.
+            Terminated: If the run was told to end, and has saved its state.
         """
         config = self.experiment.config
         state = self.experiment.init(config.seed)
@@ -462,7 +466,7 @@ class _Run:
         restored_from, restores = None, 0
         while True:
             try:
-                return self._train_on(state, best)
+                return self._train_on(state, best, ends_at)
             except DivergedError as error:
                 restored = None
                 restores = restores + 1 if self.checkpoints.latest_step == restored_from else 1
@@ -476,7 +480,9 @@ class _Run:
                 # With the same random numbers it would diverge again.
                 state = state._replace(key=jax.random.fold_in(state.key, restores))
 
-    def _train_on(self, state: TrainState, best: Best | None) -> tuple[TrainState, Best | None]:
+    def _train_on(
+        self, state: TrainState, best: Best | None, ends_at: Callable[[int], bool]
+    ) -> tuple[TrainState, Best | None]:
         """Train to the last step.
 
         Raises:
@@ -487,7 +493,6 @@ class _Run:
         experiment = self.experiment
         with (
             self._open_log(resumed_at=int(state.step)) as log,
-            catch_termination() as ends_at,
             make_progress(self.console) as progress,
         ):
             task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
@@ -502,11 +507,12 @@ class _Run:
                     log.write(step, row)
                 show(progress, task, step, row)
                 is_last = step == experiment.num_steps
-                ends = not is_last and ends_at(step)
+                ends = ends_at(step)
                 if experiment.is_checkpoint(step) or is_last or ends:
                     self.checkpoints.save(state, best)
-                if ends:
+                if is_last or ends:
                     self.checkpoints.finish()
+                if ends:
                     raise Terminated(f"Told to end at step {step}, and saved there.")
             _check_best(best, experiment.config)
         return state, best

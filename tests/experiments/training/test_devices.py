@@ -156,6 +156,12 @@ def test_too_few_devices_are_an_error_that_says_how_a_cpu_is_cut():
         make_mesh(DevicesConfig(mesh="data=16"))
 
 
+@pytest.mark.parametrize("coordinator", ["localhost", "", ":1", "a:", "a:b", "a:0", "a:65536"])
+def test_a_place_to_meet_without_a_port_is_refused(coordinator):
+    with pytest.raises(ValueError, match="coordinator must be HOST:PORT, not"):
+        DevicesConfig(distributed=True, coordinator=coordinator, num_processes=1, process_id=0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -1,46 +1,23 @@
 """Several processes train the weights of one."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from commands import (
+    FIRST_PORT,
+    TRAIN,
+    end,
+    free_port,
+    rows_of,
+    start,
+    step_of_the_end,
+    terminate_in_training,
+)
+
+from experiments.training.preemption import EXIT_STATUS
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-2}  # of the largest entry
-# Ten steps, whose checkpoints are all kept.
-TRAIN = [
-    "-m", "experiments", "train", "digits", "--width", "2", "--epochs", "1", "--batch-size", "100",
-    "--method", "plain", "--trace-examples", "0",
-    "--log-every", "5", "--checkpoint-every", "7", "--keep-checkpoints-every", "1",
-]  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def start(checkout, arguments, devices, **environment):
-    """Start Python in a process that has some devices."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=checkout,
-        env={
-            "PATH": os.defpath,
-            "PYTHONPATH": str(checkout),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def start_command(checkout, run_dir, num_processes, *options):
@@ -57,18 +34,6 @@ def start_command(checkout, run_dir, num_processes, *options):
         arguments = [*TRAIN, "--run-dir", run_dir, *meet, *options]
         processes.append(start(checkout, arguments, 4 // num_processes))
     return processes
-
-
-def end(processes, status=0):
-    """Wait for processes to end with a status, and return what they said."""
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == status, output[-3000:]
-    return outputs
-
-
-def rows_of(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def weights_of(place, number=0):
@@ -128,3 +93,31 @@ def test_a_run_of_two_processes_is_gone_on_with_by_one(tmp_path, checkout):
     assert [row["step"] for row in rows_of(both)] == [5, 7, 10]
     again = json.loads((both / "result.json").read_text())
     assert again["test_loss"] == pytest.approx(result["test_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_others_too(tmp_path, checkout):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    first, second = end(start_command(checkout, tmp_path, 2), status=1)
+    assert "is not empty and holds no config.json" in first
+    assert "Process 0 could not claim the run directory; what it says itself" in second
+    assert "Traceback" not in first + second
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_slurm_processes_need_no_arguments_and_one_signal_ends_all(tmp_path, checkout):
+    run_dir = tmp_path / "run"
+    slurm = {
+        "SLURM_JOB_ID": str(free_port() - FIRST_PORT),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    arguments = [*TRAIN, "--epochs", 10_000, "--run-dir", run_dir, "--distributed"]
+    processes = [
+        start(checkout, arguments, 2, **slurm, SLURM_PROCID=process, SLURM_LOCALID=process)
+        for process in ("0", "1")
+    ]
+    terminate_in_training(processes[1], run_dir)
+    first, second = (step_of_the_end(output, run_dir) for output in end(processes, EXIT_STATUS))
+    assert first == second == rows_of(run_dir)[-1]["step"]

@@ -307,31 +307,32 @@ def test_a_diverged_state_can_be_looked_at(plain, digits, console):
     assert int(state.step) == 5
 
 
+@pytest.mark.parametrize("end", [11, 20])  # where nothing is due, and at the last step
 def test_a_run_that_is_told_to_end_saves_and_goes_on_there(
-    whole, tmp_path, digits, console, monkeypatch
+    whole, tmp_path, digits, console, monkeypatch, end
 ):
     whole_config, _ = whole
     config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
     is_stop = Experiment._is_stop
 
     def told_to_end(self, step):
-        if step == 11:  # where nothing is due
+        if step == end:
             os.kill(os.getpid(), signal.SIGTERM)
         return is_stop(self, step)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "_is_stop", told_to_end)
-        with pytest.raises(Terminated, match="at step 11"):
+        with pytest.raises(Terminated, match=f"at step {end}"):
             train(config, console)
     assert signal.getsignal(signal.SIGTERM) is before
     with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == 11
+        assert checkpoints.latest_step == end
     train(config, console)
-    assert "Going on from step 11" in console.file.getvalue()
+    assert f"Going on from step {end}" in console.file.getvalue()
     chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
     assert [row["step"] for row in log_of(config)] == sorted(
-        [row["step"] for row in log_of(whole_config)] + [11]
+        {row["step"] for row in log_of(whole_config)} | {end}
     )
 
 
