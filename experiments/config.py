@@ -249,7 +249,8 @@ class DevicesConfig:
     over those of the second; by default one device, or all devices with several processes."""
     distributed: bool = False
     """Whether this is one of several processes of the run, each started with this command. On
-    Slurm, Kubernetes and TPU pods that is all; elsewhere the next three are needed."""
+    Slurm and TPU pods that is all; on Kubernetes JAX also needs the package kubernetes and leave to
+    read pods, jobs and services. Elsewhere the next three are needed."""
     coordinator: str | None = None
     """HOST:PORT of process 0."""
     num_processes: int | None = None

@@ -26,13 +26,16 @@ from experiments.training.state import TrainState
 T = TypeVar("T")
 
 _EVERYWHERE = PartitionSpec()
+# So long a process that ends with an error waits for the others to end, which wait for it; then JAX
+# ends all of them. Without an error they end at the same time.
+_SECONDS_TO_THE_OTHERS_END = 60
 
 
 def join_processes(config: DevicesConfig) -> None:
     """Join the other processes of a run, before anything is computed; nothing if it has one.
 
     Args:
-        config: Where they meet; on Slurm, Kubernetes and TPU pods JAX finds that out.
+        config: Where they meet; on Slurm, TPU pods and Kubernetes JAX can find that out.
 
     Raises:
         SettingError: If they do not meet.
@@ -41,13 +44,16 @@ def join_processes(config: DevicesConfig) -> None:
         return
     try:
         jax.distributed.initialize(
-            config.coordinator, num_processes=config.num_processes, process_id=config.process_id
+            config.coordinator,
+            num_processes=config.num_processes,
+            process_id=config.process_id,
+            shutdown_timeout_seconds=_SECONDS_TO_THE_OTHERS_END,
         )
     except (RuntimeError, ValueError) as error:
         raise SettingError(
-            f"The processes of --distributed do not meet: {error}\nWithout Slurm, Kubernetes or a "
-            "TPU pod, start each with --coordinator HOST:PORT (of process 0), --num-processes and "
-            "--process-id."
+            f"The processes of --distributed do not meet: {error}\nWithout Slurm or a TPU pod, or "
+            "Kubernetes and the package kubernetes, start each with --coordinator HOST:PORT (of "
+            "process 0), --num-processes and --process-id."
         ) from error
 
 

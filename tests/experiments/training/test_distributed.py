@@ -1,6 +1,7 @@
 """Several processes train the weights of one."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from experiments.training.preemption import EXIT_STATUS
 TOLERANCE = {"float64": 1e-8, "float32": 1e-2}  # of the largest entry
 
 
-def start_command(checkout, run_dir, num_processes, *options):
+def start_command(checkout, run_dir, num_processes, command=TRAIN):
     """Start the command that trains in several processes, which have four devices in all."""
     port = free_port()
     processes = []
@@ -31,7 +32,7 @@ def start_command(checkout, run_dir, num_processes, *options):
             if num_processes > 1
             else []
         )  # fmt: skip
-        arguments = [*TRAIN, "--run-dir", run_dir, *meet, *options]
+        arguments = [*command, "--run-dir", run_dir, *meet]
         processes.append(start(checkout, arguments, 4 // num_processes))
     return processes
 
@@ -102,6 +103,32 @@ def test_an_error_in_one_process_ends_the_others_too(tmp_path, checkout):
     assert "is not empty and holds no config.json" in first
     assert "Process 0 could not claim the run directory; what it says itself" in second
     assert "Traceback" not in first + second
+
+
+FAILING = """
+import sys
+from experiments import __main__ as command_line
+from experiments.training.logging import RunLog
+write = RunLog.write
+def fail_at_the_second_line(self, step, row):
+    if step > 5:
+        raise OSError("no space")
+    write(self, step, row)
+RunLog.write = fail_at_the_second_line
+sys.exit(command_line.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_error_in_the_middle_ends_the_others_too(tmp_path, checkout):
+    begun = time.monotonic()
+    command = ["-c", FAILING, *TRAIN[2:], "--epochs", 10_000]  # without -m experiments
+    processes = start_command(checkout, tmp_path / "run", 2, command)
+    first, _ = (process.communicate(timeout=600)[0] for process in processes)
+    assert all(process.returncode for process in processes)
+    assert time.monotonic() - begun < 240  # JAX waits for 300 seconds if it is not told otherwise
+    assert "no space" in first
 
 
 @pytest.mark.slow
