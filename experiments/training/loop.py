@@ -463,10 +463,11 @@ class _Run:
             self.console.print(f"Training {method} in {self.directory}.")
         with self.console.status("Compiling the training step"):
             self.experiment.warm_up(state)
+        all_restores = self._restores_before(int(state.step))
         restored_from, restores = None, 0
         while True:
             try:
-                return self._train_on(state, best, ends_at)
+                return self._train_on(state, best, ends_at, all_restores)
             except DivergedError as error:
                 restored = None
                 restores = restores + 1 if self.checkpoints.latest_step == restored_from else 1
@@ -476,12 +477,13 @@ class _Run:
                     raise DivergedError(f"{error} {self._keep(error.state, best)}") from error
                 state, best = restored
                 restored_from = int(state.step)
+                all_restores += 1
                 self._warn(f"{error} The run goes back to step {restored_from}.")
                 # With the same random numbers it would diverge again.
                 state = state._replace(key=jax.random.fold_in(state.key, restores))
 
     def _train_on(
-        self, state: TrainState, best: Best | None, ends_at: Callable[[int], bool]
+        self, state: TrainState, best: Best | None, ends_at: Callable[[int], bool], restores: int
     ) -> tuple[TrainState, Best | None]:
         """Train to the last step.
 
@@ -500,6 +502,8 @@ class _Run:
                 state = newest
                 step = int(state.step)
                 row["epoch"] = step / experiment.steps_per_epoch
+                if experiment.config.on_divergence == "restore":
+                    row["restores"] = float(restores)
                 loss = row.get("validation/loss")
                 if best is not None and loss is not None and is_lower(loss, best.loss):
                     best = experiment.new_best(state, round(row["epoch"]), loss)
@@ -521,6 +525,11 @@ class _Run:
         if is_first_process():
             return RunLog(self.directory, resumed_at)
         return contextlib.nullcontext()
+
+    def _restores_before(self, step: int) -> int:
+        """Read how often the run had been restored when it came to a step."""
+        rows = [row for row in read_log(self.directory / LOG) if row["step"] <= step]
+        return int(rows[-1].get("restores", 0)) if rows else 0
 
     def _keep(self, state: TrainState | None, best: Best | None) -> str:
         """Save the state before a divergence, and say what there is to look at."""
@@ -556,6 +565,8 @@ def _summarise(
     }
     if config.on_divergence == "skip":
         result["skipped_steps"] = int(sum(row["skipped_steps"] for row in rows))
+    if config.on_divergence == "restore":
+        result["restores"] = int(rows[-1].get("restores", 0))  # earlier versions did not count
     params, network_state = experiment.evaluation_params(state), state.network_state
     if best is not None:
         params, network_state = best.params, best.network_state

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from rich.console import Console
 
 from experiments import environment
@@ -176,17 +177,19 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
 
 @dataclasses.dataclass(frozen=True)
 class Poison(Regularizer):
-    """Makes the loss of some steps no number; of the run's first random numbers alone, or always.
+    """Makes something of some steps no number; of the run's first random numbers alone, or always.
 
     Attributes:
         steps: Numbers of the steps, from 1.
         threshold: Whether a step is poisoned depends on its key: 1 is always.
+        what: The objective, and nothing else; so the gradient, or a method's estimate.
     """
 
     name: ClassVar[str] = "poison"
 
     steps: tuple[int, ...] = ()
     threshold: float = 1.0
+    what: str = "objective"
 
     def objective(self, loss_fn, inputs):
         number = inputs.step + jnp.ones((), jnp.int32)
@@ -196,7 +199,15 @@ class Poison(Regularizer):
 
         def poisoned(params):
             loss, outputs = loss_fn(params)
-            return loss + poison, outputs
+            if self.what == "gradient_norm":
+                # The square root of 0 is a number, and its derivative is none.
+                zero_if_hit = 1 - hit.astype(jnp.float32)
+                loss += jnp.sqrt(zero_if_hit + 0.0 * params["head"]["bias"][0]) - zero_if_hit
+            elif self.what == "trace_estimate":
+                outputs = outputs.with_metrics(trace_estimate=poison)
+            else:
+                loss += poison
+            return loss, outputs
 
         return poisoned
 
@@ -243,6 +254,43 @@ def test_a_step_that_is_skipped_changes_nothing_but_its_number(every_step, tiny_
     assert (states[5].params["head"]["bias"] != states[4].params["head"]["bias"]).all()
 
 
+@pytest.mark.parametrize("what", ["gradient_norm", "trace_estimate"])
+def test_a_step_is_judged_by_more_than_its_loss(every_step, tiny_digits, what):
+    config = dataclasses.replace(every_step, batch_size=4, method=(Poison((1,), what=what),))
+    experiment = build_experiment(config, tiny_digits)
+    before = experiment.init(0)
+    order = experiment.task.epoch_order(before.key, 0)
+    after, metrics = experiment.train_step(before, experiment.task.train_data, order)
+    assert np.isfinite(metrics["objective"])
+    assert np.isnan(metrics[what])
+    chex.assert_trees_all_equal(after._replace(key=None), before._replace(key=None))
+
+
+def test_nothing_is_read_from_the_device_between_two_lines_of_the_log(
+    every_step, tiny_digits, monkeypatch
+):
+    config = dataclasses.replace(every_step, batch_size=4, log_every=5)
+    experiment = build_experiment(config, tiny_digits)
+    train_step, value = experiment.train_step, ArrayImpl._value.fget
+    num_steps, read_after = 0, set()
+
+    def count_step(*arguments):
+        nonlocal num_steps
+        num_steps += 1
+        return train_step(*arguments)
+
+    def note_read(array):
+        read_after.add(num_steps)
+        return value(array)
+
+    state = experiment.init(0)
+    experiment.warm_up(state)
+    experiment = dataclasses.replace(experiment, train_step=count_step)
+    monkeypatch.setattr(ArrayImpl, "_value", property(note_read))
+    list(experiment.run(state))
+    assert read_after == {0, 5, 10}
+
+
 def test_means_are_those_of_the_finite_steps(every_step, tiny_digits):
     config = dataclasses.replace(
         every_step, batch_size=4, log_every=5, on_divergence="skip", method=(Poison((3,)),)
@@ -269,19 +317,28 @@ def test_skipped_steps_are_counted_in_the_result(plain, console):
     assert train(config, console)["skipped_steps"] == 2
 
 
-def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console):
+def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console, monkeypatch):
     # Step 6 is poisoned with the key that it has at first, and not with the next.
     config = dataclasses.replace(
-        plain, on_divergence="restore", method=(Poison((6,), threshold=0.5),), seed=RESTORED_SEED
+        plain,
+        on_divergence="restore",
+        method=(Poison((6,), threshold=0.5),),
+        seed=RESTORED_SEED,
+        trace_examples=0,
     )
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, console)
     result = train(config, console)
     text = console.file.getvalue()
     assert "The run diverged at step 6" in text
     assert "The run goes back to step 4." in text
-    assert result["steps"] == 20
-    assert [row["step"] for row in read_log(config.run_dir / "metrics.jsonl")] == [
-        3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20,
-    ]  # fmt: skip
+    assert (result["steps"], result["restores"]) == (20, 1)
+    rows = read_log(config.run_dir / "metrics.jsonl")
+    assert {row["step"]: row["restores"] for row in rows} == {
+        step: int(step > 4) for step in (3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20)
+    }
 
 
 def test_a_run_that_diverges_whatever_the_random_numbers_ends(plain, console):
