@@ -18,7 +18,7 @@ from rich.console import Console
 from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
-from experiments.regularizers import SAM, Cutout, Regularizer, SehtD, SehtH
+from experiments.regularizers import SAM, Cutout, GaussNewton, Regularizer, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import RESTORES, Experiment, build_experiment, train
@@ -32,7 +32,7 @@ TIMES = {"seconds", "step_time", "images_per_second"}
 def last_state(config, dataset):
     state = build_experiment(config, dataset).init(0)
     with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == 20
+        assert checkpoints.latest_step == 10 * config.epochs
         state, _ = checkpoints.restore(state, warn=pytest.fail)
     return state._replace(key=jax.random.key_data(state.key))
 
@@ -88,6 +88,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [start["commit"] for start in starts] == ["another commit", environment.git_commit()]
     if step > 4:  # the first checkpoint
         assert "Going on from step" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ({}, ()),
+        pytest.param(
+            {"dtype": "bfloat16", "remat": True},
+            (GaussNewton(one_in=2),),
+            marks=[pytest.mark.long, pytest.mark.timeout(600)],
+        ),
+    ],
+)
+def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
+    plain, tmp_path, digits, console, monkeypatch, model, method
+):
+    config = dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, **model),
+        optimizer=OptimizerConfig(accumulate=2),
+        method=method,
+        epochs=1,
+        checkpoint_every=3,
+        trace_examples=0,
+    )
+    interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
+    with jax.numpy_dtype_promotion("standard"):  # Flax mixes both dtypes
+        train(config, console)
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 6)
+            with pytest.raises(KeyboardInterrupt):
+                train(interrupted, console)
+        train(interrupted, console)
+        assert "Going on from step 3" in console.file.getvalue()
+        found, expected = last_state(interrupted, digits), last_state(config, digits)
+    chex.assert_trees_all_equal(found, expected)
+    assert log_of(interrupted) == log_of(config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("float32")}
+    if method:
+        assert all(row["trace_estimate"] > 0 for row in log_of(config))
 
 
 def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
