@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.hlo import communication_paths
 from experiments.config import (
     DevicesConfig,
     LanguageModelConfig,
@@ -92,6 +93,28 @@ def test_the_batch_and_the_weights_are_spread(images, tiny_digits):
     mesh = experiment.placement.mesh
     batch = jax.jit(Placement(mesh).batch)(np.zeros((8, 3), np.float32))
     assert batch.sharding.spec == P("data")
+
+
+def communicated(config, data):
+    """The shapes of what the devices tell one another in a step, and how."""
+    experiment = build_experiment(config, data)
+    state = experiment.init(0)
+    order = experiment.task.epoch_order(state.key, 0)
+    step = experiment.train_step.lower(state, experiment.task.train_data, order).compile()
+    (path,) = communication_paths(step.as_text(), 8)
+    return [(each.kind, each.shapes) for each in path.collectives]
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_nothing_of_the_data_is_sent(request, tiny_digits, kind):
+    config = dataclasses.replace(request.getfixturevalue(kind), method=())
+    data = tiny_digits if kind == "images" else load_data(config.data)
+    found, of_more = (
+        communicated(on(dataclasses.replace(config, batch_size=size), "data=8"), data)
+        for size in (8, 16)
+    )
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert found == of_more  # of what depends on the examples, sums over all of them are sent
 
 
 def test_states_of_recurrent_layers_are_spread_as_the_strands(text):
