@@ -257,7 +257,8 @@ class DevicesConfig:
     over those of the second; by default one device, or all devices with several processes."""
     distributed: bool = False
     """Whether this is one of several processes of the run, each started with this command. On
-    Slurm, Kubernetes and TPU pods that is all; elsewhere the next three are needed."""
+    Slurm and TPU pods that is all; on Kubernetes JAX also needs the package kubernetes and leave to
+    read pods, jobs and services. Elsewhere the next three are needed."""
     coordinator: str | None = None
     """HOST:PORT of process 0."""
     num_processes: int | None = None
@@ -284,6 +285,10 @@ class DevicesConfig:
             )
         if not missing and not self.distributed:
             raise ValueError(f"{', '.join(place)} need distributed")
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
+                raise ValueError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.num_processes is not None and self.process_id is not None:
             if self.num_processes < 1:
                 raise ValueError(f"num_processes must be at least 1, not {self.num_processes}")
@@ -406,12 +411,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
             if getattr(self, name) > _LARGEST:
                 raise ValueError(f"{name} must be at most {_LARGEST}, not {getattr(self, name)}")
-        parts = mesh_sizes(self.devices.mesh).get("data", 1)
-        if self.batch_size % parts:
-            raise ValueError(
-                f"batch_size must be a multiple of the {parts} devices over which the mesh spreads "
-                f"it, not {self.batch_size}"
-            )
 
 
 _NO_INFLUENCE = ("run_dir", "data.data_dir", "keep_checkpoints", "keep_checkpoints_every")

@@ -36,20 +36,25 @@ def no_runtime_type_checks():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many cases each fuzz test had, and how many of them were refused."""
-    tallies = [
-        tally
+    """Show what tests have recorded: cases of mutated input, and differences between weights."""
+    recorded = [
+        (name, value)
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", None) == "call"
-        for name, tally in report.user_properties
-        if name == "fuzz"
+        for name, value in report.user_properties
     ]
+    tallies = [value for name, value in recorded if name == "fuzz"]
     if tallies:
         terminalreporter.section("mutated input")
         for tally in sorted(tallies, key=lambda tally: tally["target"]):
             terminalreporter.line("{target}: {cases:,} cases, {refused:,} refused".format(**tally))
         terminalreporter.line(f"in all: {sum(tally['cases'] for tally in tallies):,} cases")
+    differences = [value for name, value in recorded if name == "difference"]
+    if differences:
+        terminalreporter.section("weights of several processes, and of one")
+        for difference in differences:
+            terminalreporter.line("{what}: {largest:.1e} of the largest entry".format(**difference))
 
 
 @pytest.fixture

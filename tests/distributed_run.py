@@ -1,27 +1,24 @@
-"""One process of a run over several, or of one over its own devices: by `test_distributed.py`.
+"""One process of several that train the same weights: by `test_distributed.py`.
 
-    python tests/distributed_run.py steps OUT DTYPE PORT NUM_PROCESSES PROCESS_ID
-    python tests/distributed_run.py train RUN_DIR EPOCHS PORT NUM_PROCESSES PROCESS_ID
+    python tests/distributed_run.py OUT DTYPE PORT NUM_PROCESSES PROCESS_ID
 
-`steps` takes 20 steps with SEHT-D and writes the weights, and how many layers each step drew, to
-OUT with the process's number. `train` is a whole run, with log and checkpoints.
+Takes 20 steps with SEHT-D and writes the weights, and how many layers each step drew, to OUT with
+the process's number.
 """
 
 import dataclasses
-import io
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 from experiments.config import DevicesConfig, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.data.load import load_data
 from experiments.regularizers import SehtD
 from experiments.training.devices import join_processes
-from experiments.training.loop import build_experiment, train
+from experiments.training.loop import build_experiment
 
 STEPS = 20
 CONFIG = TrainConfig(
@@ -30,11 +27,6 @@ CONFIG = TrainConfig(
     method=(SehtD(lam=1e-3, p=0.6, p_entries=0.4, num_branches=1),),
     optimizer=OptimizerConfig(learning_rate=0.1, clip_norm=0.0),
     batch_size=100,
-    trace_examples=20,
-    trace_probes=2,
-    log_every=5,
-    checkpoint_every=7,
-    keep_checkpoints_every=7,
 )
 
 
@@ -60,23 +52,18 @@ def take_steps(config: TrainConfig, out: Path, dtype: str) -> None:
     np.savez(f"{out}-{process}.npz", *weights, drawn=np.array(drawn))
 
 
-def main(what: str, place: str, setting: str, port: str, num_processes: str, number: str) -> None:
+def main(out: str, dtype: str, port: str, num_processes: str, process_id: str) -> None:
     devices = DevicesConfig()
     if int(num_processes) > 1:
         devices = DevicesConfig(
             distributed=True,
             coordinator=f"127.0.0.1:{port}",
             num_processes=int(num_processes),
-            process_id=int(number),
+            process_id=int(process_id),
         )
-    config = dataclasses.replace(CONFIG, devices=devices)
+    config = dataclasses.replace(CONFIG, devices=devices, model=ModelConfig(width=2, dtype=dtype))
     join_processes(config.devices)
-    if what == "steps":
-        config = dataclasses.replace(config, model=ModelConfig(width=2, dtype=setting))
-        take_steps(config, Path(place), setting)
-    else:
-        config = dataclasses.replace(config, epochs=int(setting), run_dir=Path(place))
-        train(config, Console(file=io.StringIO()))
+    take_steps(config, Path(out), dtype)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 import seht_jax as seht
 from experiments.regularizers.base import LossFunction, Outputs, Regularizer, StepInputs
 from seht_jax.contribution import make_contribution
-from seht_jax.penalty import NUM_BRANCHES, check_curvature, make_penalty
+from seht_jax.penalty import NUM_BRANCHES, check_count, check_curvature, make_penalty
 from seht_jax.probes import LayerFunction
 
 
@@ -175,8 +175,16 @@ class SehtShare(Regularizer):
         """
         if not 0 < self.relative < math.inf:
             raise ValueError(f"relative must be finite and above 0, not {self.relative}")
-        check_curvature(self.curvature)
-        self._transformation(seht.module_layer)
+        # Not by building the transformation: its key would start JAX's devices, and a process that
+        # is to meet others must not have started them when its command line is read.
+        make_penalty(
+            self.p,
+            num_probes=self.num_probes,
+            curvature=check_curvature(self.curvature),
+            num_branches=self.num_branches,
+            layers=seht.module_layer,
+        )
+        check_count("every", self.every)
 
     def optimizer(self, tx: optax.GradientTransformation) -> optax.GradientTransformation:
         """Add the penalty's gradient in front of the optimizer.

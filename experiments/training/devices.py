@@ -8,7 +8,8 @@ arrays, so the loss and its Hessian are those of the whole batch, whatever the m
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from experiments.config import DevicesConfig, mesh_sizes
-from experiments.errors import SettingError
+from experiments.errors import ExperimentError, SettingError
 from experiments.training.state import TrainState
 
+T = TypeVar("T")
+
 _EVERYWHERE = PartitionSpec()
+# So long a process that ends with an error waits for the others to end, which wait for it; then JAX
+# ends all of them. Without an error they end at the same time.
+_SECONDS_TO_THE_OTHERS_END = 60
 
 
 def join_processes(config: DevicesConfig) -> None:
     """Join the other processes of a run, before anything is computed; nothing if it has one.
 
     Args:
-        config: Where they meet; on Slurm, Kubernetes and TPU pods JAX finds that out.
+        config: Where they meet; on Slurm, TPU pods and Kubernetes JAX can find that out.
 
     Raises:
         SettingError: If they do not meet.
@@ -38,13 +44,16 @@ def join_processes(config: DevicesConfig) -> None:
         return
     try:
         jax.distributed.initialize(
-            config.coordinator, num_processes=config.num_processes, process_id=config.process_id
+            config.coordinator,
+            num_processes=config.num_processes,
+            process_id=config.process_id,
+            shutdown_timeout_seconds=_SECONDS_TO_THE_OTHERS_END,
         )
     except (RuntimeError, ValueError) as error:
         raise SettingError(
-            f"The processes of --distributed do not meet: {error}\nWithout Slurm, Kubernetes or a "
-            "TPU pod, start each with --coordinator HOST:PORT (of process 0), --num-processes and "
-            "--process-id."
+            f"The processes of --distributed do not meet: {error}\nWithout Slurm or a TPU pod, or "
+            "Kubernetes and the package kubernetes, start each with --coordinator HOST:PORT (of "
+            "process 0), --num-processes and --process-id."
         ) from error
 
 
@@ -61,6 +70,40 @@ def wait_for_all(what: str) -> None:
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def in_turn(what: str, work: Callable[[], T]) -> T:
+    """Do something in the first process, and then in the others, which find what it has made.
+
+    An error in one of them ends all, instead of letting the others wait for it.
+
+    Args:
+        what: What is done, the same in all processes: "claim the run directory" for one.
+        work: Does it.
+
+    Returns:
+        What it returned in this process.
+
+    Raises:
+        ExperimentError: If it raised an error in another process; here, its own error is raised.
+    """
+    if jax.process_count() == 1:
+        return work()
+    done, error = None, None
+    for turn in (True, False):
+        if is_first_process() == turn:
+            try:
+                done = work()
+            except Exception as found:  # noqa: BLE001  # it is raised when the others know of it
+                error = found
+        (failed,) = np.nonzero(multihost_utils.process_allgather(np.array(error is not None)))
+        if error is not None:
+            raise error
+        if failed.size:
+            raise ExperimentError(
+                f"Process {failed[0]} could not {what}; what it says itself explains why."
+            )
+    return cast("T", done)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from experiments.training.checkpoint import Best, Checkpoints
 from experiments.training.devices import (
     ONE_DEVICE,
     Placement,
+    in_turn,
     is_first_process,
     join_processes,
     make_mesh,
@@ -52,7 +53,12 @@ from experiments.training.run_directory import (
     record_start,
     write_result,
 )
-from experiments.training.state import TrainState, init_state, make_optimizer
+from experiments.training.state import (
+    TrainState,
+    check_accumulation,
+    init_state,
+    make_optimizer,
+)
 from experiments.training.step import TrainStep, make_train_step
 from seht_jax.curvature import Curvature
 
@@ -90,11 +96,9 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     directory = config.resolved_run_dir
     data = load_data(config.data)
     check_fit(config, data)  # before a directory is made that would hold the wrong settings
-    if not is_first_process():
-        wait_for_all("claim the run directory")
-    settings = claim_run_directory(directory, config, data)
-    if is_first_process():  # the others find the directory that it made
-        wait_for_all("claim the run directory")
+    settings = in_turn(
+        "claim the run directory", lambda: claim_run_directory(directory, config, data)
+    )
     result = read_result(directory)
     wait_for_all("look for a result")
     if result is not None:
@@ -110,7 +114,8 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         keep_period=config.keep_checkpoints_every or None,
     ) as checkpoints:
         run = _Run(experiment, directory, checkpoints, console)
-        state, best = run.train()
+        with catch_termination() as ends_at:
+            state, best = run.train(ends_at)
         wait_for_all("train")
         result = _summarise(experiment, state, best, read_log(directory / LOG))
         checkpoints.finish()
@@ -158,7 +163,7 @@ def _initial_network(task: Task, placement: Placement, num_steps: int) -> Initia
 
 
 def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
-    """Check the settings against the data; nothing is computed.
+    """Check the settings against the data and the devices; nothing is computed.
 
     Args:
         config: The configuration.
@@ -168,11 +173,20 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
         The task, with the methods' network.
 
     Raises:
-        SettingError: If there is too little data for a step, a method can not work on them or on
-            the network, or validation data are needed and there are none.
+        SettingError: If there is too little data for a step or for a change of the weights, a
+            method can not work on them, on the network or with the optimizer, validation data are
+            needed and there are none, or a batch can not be spread over the devices.
     """
     task = build_task(config, data, config.method)
     task.check_fit(config.method)
+    check_accumulation(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
+    mesh = make_mesh(config.devices)
+    parts = 1 if mesh is None else mesh.shape["data"]
+    if config.batch_size % parts:
+        raise SettingError(
+            f"batch_size must be a multiple of the {parts} devices over which it is spread, not "
+            f"{config.batch_size}"
+        )
     if not task.size("validation"):
         for setting, value, wanted in (
             ("reported", config.reported, "best"),
@@ -424,14 +438,18 @@ class _Run:
     checkpoints: Checkpoints
     console: Console
 
-    def train(self) -> tuple[TrainState, Best | None]:
+    def train(self, ends_at: Callable[[int], bool]) -> tuple[TrainState, Best | None]:
         """Begin, or go on from the newest checkpoint, and train to the last step.
+
+        Args:
+            ends_at: Whether the run was told to end, and is to do so at a step.
 
         Returns:
             The last state, and the best epoch if one is kept.
 
         Raises:
             DivergedError: If the run does not stay finite and does not go on from there.
+            Terminated: If the run was told to end, and has saved its state.
         """
         config = self.experiment.config
         state = self.experiment.init(config.seed)
@@ -445,10 +463,11 @@ class _Run:
             self.console.print(f"Training {method} in {self.directory}.")
         with self.console.status("Compiling the training step"):
             self.experiment.warm_up(state)
+        all_restores = self._restores_before(int(state.step))
         restored_from, restores = None, 0
         while True:
             try:
-                return self._train_on(state, best)
+                return self._train_on(state, best, ends_at, all_restores)
             except DivergedError as error:
                 restored = None
                 restores = restores + 1 if self.checkpoints.latest_step == restored_from else 1
@@ -458,11 +477,14 @@ class _Run:
                     raise DivergedError(f"{error} {self._keep(error.state, best)}") from error
                 state, best = restored
                 restored_from = int(state.step)
+                all_restores += 1
                 self._warn(f"{error} The run goes back to step {restored_from}.")
                 # With the same random numbers it would diverge again.
                 state = state._replace(key=jax.random.fold_in(state.key, restores))
 
-    def _train_on(self, state: TrainState, best: Best | None) -> tuple[TrainState, Best | None]:
+    def _train_on(
+        self, state: TrainState, best: Best | None, ends_at: Callable[[int], bool], restores: int
+    ) -> tuple[TrainState, Best | None]:
         """Train to the last step.
 
         Raises:
@@ -473,7 +495,6 @@ class _Run:
         experiment = self.experiment
         with (
             self._open_log(resumed_at=int(state.step)) as log,
-            catch_termination() as ends_at,
             make_progress(self.console) as progress,
         ):
             task = add_run(progress, "training", experiment.num_steps, done=int(state.step))
@@ -481,6 +502,8 @@ class _Run:
                 state = newest
                 step = int(state.step)
                 row["epoch"] = step / experiment.steps_per_epoch
+                if experiment.config.on_divergence == "restore":
+                    row["restores"] = float(restores)
                 loss = row.get("validation/loss")
                 if best is not None and loss is not None and is_lower(loss, best.loss):
                     best = experiment.new_best(state, round(row["epoch"]), loss)
@@ -488,11 +511,12 @@ class _Run:
                     log.write(step, row)
                 show(progress, task, step, row)
                 is_last = step == experiment.num_steps
-                ends = not is_last and ends_at(step)
+                ends = ends_at(step)
                 if experiment.is_checkpoint(step) or is_last or ends:
                     self.checkpoints.save(state, best)
-                if ends:
+                if is_last or ends:
                     self.checkpoints.finish()
+                if ends:
                     raise Terminated(f"Told to end at step {step}, and saved there.")
             _check_best(best, experiment.config)
         return state, best
@@ -501,6 +525,11 @@ class _Run:
         if is_first_process():
             return RunLog(self.directory, resumed_at)
         return contextlib.nullcontext()
+
+    def _restores_before(self, step: int) -> int:
+        """Read how often the run had been restored when it came to a step."""
+        rows = [row for row in read_log(self.directory / LOG) if row["step"] <= step]
+        return int(rows[-1].get("restores", 0)) if rows else 0
 
     def _keep(self, state: TrainState | None, best: Best | None) -> str:
         """Save the state before a divergence, and say what there is to look at."""
@@ -536,6 +565,8 @@ def _summarise(
     }
     if config.on_divergence == "skip":
         result["skipped_steps"] = int(sum(row["skipped_steps"] for row in rows))
+    if config.on_divergence == "restore":
+        result["restores"] = int(rows[-1].get("restores", 0))  # earlier versions did not count
     params, network_state = experiment.evaluation_params(state), state.network_state
     if best is not None:
         params, network_state = best.params, best.network_state

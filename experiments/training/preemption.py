@@ -18,10 +18,11 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def catch_termination() -> Iterator[Callable[[int], bool]]:
-    """Catch SIGTERM until the end of the block, where it has saved what it had.
+    """Catch SIGTERM until the end of the block, which saves what there is when it is told to end.
 
     Of several processes all end at the same step, whichever got the signal: JAX's coordination
-    service hands it on. In a thread that is not the main one no signal can be caught.
+    service hands it on. In a thread that is not the main one no signal can be caught. A signal that
+    comes too late for the block has its effect behind it.
 
     Yields:
         A function from the number of steps taken to whether the run is to end there.
@@ -47,3 +48,5 @@ def catch_termination() -> Iterator[Callable[[int], bool]]:
         yield is_requested
     finally:
         signal.signal(signal.SIGTERM, before)
+    if received.is_set():
+        signal.raise_signal(signal.SIGTERM)

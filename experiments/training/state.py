@@ -51,9 +51,6 @@ def make_optimizer(
 
     Returns:
         The transformation of gradients.
-
-    Raises:
-        SettingError: If a method can not be used with accumulated gradients.
     """
     config = with_methods(config, method)
     schedule = make_schedule(config, num_steps // config.accumulate)
@@ -68,15 +65,36 @@ def make_optimizer(
         *([scale_on_plateau()] if config.schedule == "plateau" else []),
     )
     for part in method:
+        tx = part.optimizer(tx)
+    if config.accumulate > 1:
+        tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
+    return _with_standard_promotion(tx)
+
+
+def check_accumulation(
+    config: OptimizerConfig, num_steps: int, method: Sequence[Regularizer]
+) -> None:
+    """Check that gradients can be averaged over as many steps as is wanted.
+
+    Args:
+        config: Settings of the optimizer.
+        num_steps: Steps of the run.
+        method: The regularizers.
+
+    Raises:
+        SettingError: If the weights would never change, or a method needs the gradient of one step.
+    """
+    if config.accumulate > num_steps:
+        raise SettingError(
+            f"accumulate must be at most the {num_steps} steps of the run, or the weights never "
+            f"change, not {config.accumulate}"
+        )
+    for part in method:
         if config.accumulate > 1 and part.why_not_accumulate:
             raise SettingError(
                 f"the method {part.name} can not be used with accumulate={config.accumulate}: "
                 f"{part.why_not_accumulate}"
             )
-        tx = part.optimizer(tx)
-    if config.accumulate > 1:
-        tx = optax.MultiSteps(tx, config.accumulate).gradient_transformation()
-    return _with_standard_promotion(tx)
 
 
 def with_methods(config: OptimizerConfig, method: Sequence[Regularizer]) -> OptimizerConfig:

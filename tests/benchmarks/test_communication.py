@@ -128,6 +128,43 @@ def test_no_probe_is_gathered_where_the_loss_gathers_the_params(paths, form):
         assert path.counts().keys() == plain.counts().keys() == {"all-gather", "all-reduce"}
 
 
+@PENALISED
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet18", marks=pytest.mark.long)])
+def test_params_that_are_gathered_change_nothing_in_what_is_reduced(paths, name, form):
+    (plain,) = paths(name, "gathered", PLAIN_FORM)
+    replicated, gathered = paths(name, "replicated", form), paths(name, "gathered", form)
+    for one, other in zip(gathered, replicated, strict=True):
+        assert one.counts()["all-reduce"] == other.counts()["all-reduce"]
+        for ranks in (MATRICES, VECTORS, SCALARS):
+            assert reduced_bytes(one, ranks) == reduced_bytes(other, ranks)
+        assert one.counts()["all-gather"] == plain.counts()["all-gather"]
+        assert one.bytes_of("all-gather") == plain.bytes_of("all-gather")
+
+
+# How often the devices wait for one another
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "most"),
+    [
+        ("mlp", PLAIN_FORM, [1]),
+        ("mlp", GAUSS_NEWTON, [1]),
+        ("mlp", HESSIAN, [3]),
+        ("mlp", SPARSE, [1, 3, 2, 1]),
+        ("resnet18", PLAIN_FORM, [13]),
+        ("resnet18", GAUSS_NEWTON, [22]),
+        ("resnet18", HESSIAN, [23]),
+        ("resnet18", SPARSE, [13, 26, 21, 16, 14]),
+    ],
+    ids=str,
+)
+def test_a_step_has_no_more_collectives_than_it_had(paths, name, form, most):
+    """What jax 0.10.2 makes of the small networks here: the combiner is that of the CPU backend."""
+    counts = [path.counts()["all-reduce"] for path in paths(name, "replicated", form)]
+    assert len(counts) == len(most)
+    assert all(count <= bound for count, bound in zip(counts, most, strict=True)), counts
+
+
 # Branches
 
 

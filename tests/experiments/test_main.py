@@ -1,5 +1,8 @@
 """The command line."""
 
+import subprocess
+import sys
+
 import pytest
 
 from experiments import __main__ as command_line
@@ -60,6 +63,23 @@ def test_a_preset_is_trained_with_the_settings_given(trained, capsys):
     assert (config.name, config.seed, config.model.width) == ("digits", 3, 4)
     assert config.method == (SehtD(lam=1e-2),)
     assert "75.00 %" in capsys.readouterr().out
+
+
+def test_a_command_line_is_read_before_jax_starts_its_devices(checkout):
+    """Or the processes of --distributed could not meet any more."""
+    program = """
+from jax._src import xla_bridge
+from experiments import __main__ as command_line
+from experiments.regularizers.registry import REGULARIZERS
+command_line.join_processes = lambda devices: print(xla_bridge.backends_are_initialized())
+command_line.is_first_process = lambda: True
+command_line.train_network = lambda config, console: exit(len(config.method) != len(REGULARIZERS))
+command_line.main(["train", "digits", "--method", *REGULARIZERS])
+"""
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    assert (finished.returncode, finished.stdout) == (0, "False\n"), finished.stderr
 
 
 def test_plain_is_a_method(trained):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.hlo import communication_paths
 from experiments.config import (
     DevicesConfig,
     LanguageModelConfig,
@@ -20,7 +21,7 @@ from experiments.errors import SettingError
 from experiments.regularizers import SehtD
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.devices import Placement, make_mesh, weight_spec
-from experiments.training.loop import build_experiment
+from experiments.training.loop import build_experiment, train
 
 PENALTY = SehtD(lam=1e-3, p=0.7, p_entries=0.4, num_branches=1)
 
@@ -94,6 +95,28 @@ def test_the_batch_and_the_weights_are_spread(images, tiny_digits):
     assert batch.sharding.spec == P("data")
 
 
+def communicated(config, data):
+    """The shapes of what the devices tell one another in a step, and how."""
+    experiment = build_experiment(config, data)
+    state = experiment.init(0)
+    order = experiment.task.epoch_order(state.key, 0)
+    step = experiment.train_step.lower(state, experiment.task.train_data, order).compile()
+    (path,) = communication_paths(step.as_text(), 8)
+    return [(each.kind, each.shapes) for each in path.collectives]
+
+
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_nothing_of_the_data_is_sent(request, tiny_digits, kind):
+    config = dataclasses.replace(request.getfixturevalue(kind), method=())
+    data = tiny_digits if kind == "images" else load_data(config.data)
+    found, of_more = (
+        communicated(on(dataclasses.replace(config, batch_size=size), "data=8"), data)
+        for size in (8, 16)
+    )
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert found == of_more  # of what depends on the examples, sums over all of them are sent
+
+
 def test_states_of_recurrent_layers_are_spread_as_the_strands(text):
     _, state = after(on(text, "data=4"), load_data(text.data), 1)
     assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.network_state)} == {P("data")}
@@ -141,14 +164,25 @@ def test_a_mesh_without_data_is_refused():
         DevicesConfig(mesh="model=2")
 
 
-def test_a_batch_that_can_not_be_spread_is_refused(images):
-    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 devices"):
-        on(images, "data=3")
+@pytest.mark.parametrize(("mesh", "processes", "parts"), [("data=3", 1, 3), (None, 2, 8)])
+def test_a_batch_that_can_not_be_spread_leaves_no_directory(
+    tiny_config, console, monkeypatch, mesh, processes, parts
+):
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    with pytest.raises(SettingError, match=f"a multiple of the {parts} devices .* not 100"):
+        train(on(tiny_config, mesh), console)
+    assert not tiny_config.run_dir.exists()
 
 
 def test_too_few_devices_are_an_error_that_says_how_a_cpu_is_cut():
     with pytest.raises(SettingError, match=r"has 16 devices, and there are 8.*device_count=N"):
         make_mesh(DevicesConfig(mesh="data=16"))
+
+
+@pytest.mark.parametrize("coordinator", ["localhost", "", ":1", "a:", "a:b", "a:0", "a:65536"])
+def test_a_place_to_meet_without_a_port_is_refused(coordinator):
+    with pytest.raises(ValueError, match="coordinator must be HOST:PORT, not"):
+        DevicesConfig(distributed=True, coordinator=coordinator, num_processes=1, process_id=0)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 from rich.console import Console
 
 from experiments import environment
 from experiments.config import OptimizerConfig
 from experiments.errors import ConfigMismatchError, DivergedError, SettingError
-from experiments.regularizers import Cutout, Regularizer, SehtD, SehtH
+from experiments.regularizers import SAM, Cutout, GaussNewton, Regularizer, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import RESTORES, Experiment, build_experiment, train
@@ -31,7 +32,7 @@ TIMES = {"seconds", "step_time", "images_per_second"}
 def last_state(config, dataset):
     state = build_experiment(config, dataset).init(0)
     with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == 20
+        assert checkpoints.latest_step == 10 * config.epochs
         state, _ = checkpoints.restore(state, warn=pytest.fail)
     return state._replace(key=jax.random.key_data(state.key))
 
@@ -89,6 +90,46 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert "Going on from step" in console.file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ({}, ()),
+        pytest.param(
+            {"dtype": "bfloat16", "remat": True},
+            (GaussNewton(one_in=2),),
+            marks=[pytest.mark.long, pytest.mark.timeout(600)],
+        ),
+    ],
+)
+def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
+    plain, tmp_path, digits, console, monkeypatch, model, method
+):
+    config = dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, **model),
+        optimizer=OptimizerConfig(accumulate=2),
+        method=method,
+        epochs=1,
+        checkpoint_every=3,
+        trace_examples=0,
+    )
+    interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
+    with jax.numpy_dtype_promotion("standard"):  # Flax mixes both dtypes
+        train(config, console)
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 6)
+            with pytest.raises(KeyboardInterrupt):
+                train(interrupted, console)
+        train(interrupted, console)
+        assert "Going on from step 3" in console.file.getvalue()
+        found, expected = last_state(interrupted, digits), last_state(config, digits)
+    chex.assert_trees_all_equal(found, expected)
+    assert log_of(interrupted) == log_of(config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {jnp.dtype("float32")}
+    if method:
+        assert all(row["trace_estimate"] > 0 for row in log_of(config))
+
+
 def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
     config, _ = whole
     directory = config.run_dir / "checkpoints"
@@ -136,9 +177,18 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
 
 
-def test_settings_that_do_not_fit_the_data_leave_no_directory(plain, console):
-    config = dataclasses.replace(plain, method=(Cutout(size=9),))
-    with pytest.raises(SettingError, match="size 9 is larger than the images, 8x8"):
+@pytest.mark.parametrize(
+    ("method", "accumulate", "message"),
+    [
+        ((Cutout(size=9),), 1, "size 9 is larger than the images, 8x8"),
+        ((), 21, "accumulate must be at most the 20 steps of the run, .* not 21"),
+        ((SAM(),), 2, "sam can not be used with accumulate=2"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_no_directory(plain, console, method, accumulate, message):
+    optimizer = OptimizerConfig(accumulate=accumulate)
+    config = dataclasses.replace(plain, method=method, optimizer=optimizer)
+    with pytest.raises(SettingError, match=message):
         train(config, console)
     assert not plain.run_dir.exists()
 
@@ -167,17 +217,19 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
 
 @dataclasses.dataclass(frozen=True)
 class Poison(Regularizer):
-    """Makes the loss of some steps no number; of the run's first random numbers alone, or always.
+    """Makes something of some steps no number; of the run's first random numbers alone, or always.
 
     Attributes:
         steps: Numbers of the steps, from 1.
         threshold: Whether a step is poisoned depends on its key: 1 is always.
+        what: The objective, and nothing else; so the gradient, or a method's estimate.
     """
 
     name: ClassVar[str] = "poison"
 
     steps: tuple[int, ...] = ()
     threshold: float = 1.0
+    what: str = "objective"
 
     def objective(self, loss_fn, inputs):
         number = inputs.step + jnp.ones((), jnp.int32)
@@ -187,7 +239,15 @@ class Poison(Regularizer):
 
         def poisoned(params):
             loss, outputs = loss_fn(params)
-            return loss + poison, outputs
+            if self.what == "gradient_norm":
+                # The square root of 0 is a number, and its derivative is none.
+                zero_if_hit = 1 - hit.astype(jnp.float32)
+                loss += jnp.sqrt(zero_if_hit + 0.0 * params["head"]["bias"][0]) - zero_if_hit
+            elif self.what == "trace_estimate":
+                outputs = outputs.with_metrics(trace_estimate=poison)
+            else:
+                loss += poison
+            return loss, outputs
 
         return poisoned
 
@@ -234,6 +294,43 @@ def test_a_step_that_is_skipped_changes_nothing_but_its_number(every_step, tiny_
     assert (states[5].params["head"]["bias"] != states[4].params["head"]["bias"]).all()
 
 
+@pytest.mark.parametrize("what", ["gradient_norm", "trace_estimate"])
+def test_a_step_is_judged_by_more_than_its_loss(every_step, tiny_digits, what):
+    config = dataclasses.replace(every_step, batch_size=4, method=(Poison((1,), what=what),))
+    experiment = build_experiment(config, tiny_digits)
+    before = experiment.init(0)
+    order = experiment.task.epoch_order(before.key, 0)
+    after, metrics = experiment.train_step(before, experiment.task.train_data, order)
+    assert np.isfinite(metrics["objective"])
+    assert np.isnan(metrics[what])
+    chex.assert_trees_all_equal(after._replace(key=None), before._replace(key=None))
+
+
+def test_nothing_is_read_from_the_device_between_two_lines_of_the_log(
+    every_step, tiny_digits, monkeypatch
+):
+    config = dataclasses.replace(every_step, batch_size=4, log_every=5)
+    experiment = build_experiment(config, tiny_digits)
+    train_step, value = experiment.train_step, ArrayImpl._value.fget
+    num_steps, read_after = 0, set()
+
+    def count_step(*arguments):
+        nonlocal num_steps
+        num_steps += 1
+        return train_step(*arguments)
+
+    def note_read(array):
+        read_after.add(num_steps)
+        return value(array)
+
+    state = experiment.init(0)
+    experiment.warm_up(state)
+    experiment = dataclasses.replace(experiment, train_step=count_step)
+    monkeypatch.setattr(ArrayImpl, "_value", property(note_read))
+    list(experiment.run(state))
+    assert read_after == {0, 5, 10}
+
+
 def test_means_are_those_of_the_finite_steps(every_step, tiny_digits):
     config = dataclasses.replace(
         every_step, batch_size=4, log_every=5, on_divergence="skip", method=(Poison((3,)),)
@@ -260,19 +357,28 @@ def test_skipped_steps_are_counted_in_the_result(plain, console):
     assert train(config, console)["skipped_steps"] == 2
 
 
-def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console):
+def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console, monkeypatch):
     # Step 6 is poisoned with the key that it has at first, and not with the next.
     config = dataclasses.replace(
-        plain, on_divergence="restore", method=(Poison((6,), threshold=0.5),), seed=RESTORED_SEED
+        plain,
+        on_divergence="restore",
+        method=(Poison((6,), threshold=0.5),),
+        seed=RESTORED_SEED,
+        trace_examples=0,
     )
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 12)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, console)
     result = train(config, console)
     text = console.file.getvalue()
     assert "The run diverged at step 6" in text
     assert "The run goes back to step 4." in text
-    assert result["steps"] == 20
-    assert [row["step"] for row in read_log(config.run_dir / "metrics.jsonl")] == [
-        3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20,
-    ]  # fmt: skip
+    assert (result["steps"], result["restores"]) == (20, 1)
+    rows = read_log(config.run_dir / "metrics.jsonl")
+    assert {row["step"]: row["restores"] for row in rows} == {
+        step: int(step > 4) for step in (3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20)
+    }
 
 
 def test_a_run_that_diverges_whatever_the_random_numbers_ends(plain, console):
@@ -298,31 +404,32 @@ def test_a_diverged_state_can_be_looked_at(plain, digits, console):
     assert int(state.step) == 5
 
 
+@pytest.mark.parametrize("end", [11, 20])  # where nothing is due, and at the last step
 def test_a_run_that_is_told_to_end_saves_and_goes_on_there(
-    whole, tmp_path, digits, console, monkeypatch
+    whole, tmp_path, digits, console, monkeypatch, end
 ):
     whole_config, _ = whole
     config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
     is_stop = Experiment._is_stop
 
     def told_to_end(self, step):
-        if step == 11:  # where nothing is due
+        if step == end:
             os.kill(os.getpid(), signal.SIGTERM)
         return is_stop(self, step)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "_is_stop", told_to_end)
-        with pytest.raises(Terminated, match="at step 11"):
+        with pytest.raises(Terminated, match=f"at step {end}"):
             train(config, console)
     assert signal.getsignal(signal.SIGTERM) is before
     with Checkpoints(config.run_dir / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step == 11
+        assert checkpoints.latest_step == end
     train(config, console)
-    assert "Going on from step 11" in console.file.getvalue()
+    assert f"Going on from step {end}" in console.file.getvalue()
     chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
     assert [row["step"] for row in log_of(config)] == sorted(
-        [row["step"] for row in log_of(whole_config)] + [11]
+        {row["step"] for row in log_of(whole_config)} | {end}
     )
 
 

@@ -13,10 +13,10 @@ import pytest
 from experiments.config import LanguageModelConfig, ModelConfig, OptimizerConfig, TextConfig
 from experiments.data.load import load_data
 from experiments.errors import SettingError
-from experiments.regularizers import SAM, Regularizer, SehtD, SehtH, SehtShare
+from experiments.regularizers import SAM, GaussNewton, Regularizer, SehtD, SehtH, SehtShare
 from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
-from experiments.training.state import make_optimizer, make_schedule
+from experiments.training.state import check_accumulation, make_optimizer, make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +252,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
 def test_methods_of_one_batch_do_not_go_with_accumulated_gradients(method):
     config = OptimizerConfig(accumulate=2)
     with pytest.raises(SettingError, match=f"{method.name} can not be used with accumulate=2: it"):
-        make_optimizer(config, 10, (method,))
+        check_accumulation(config, 10, (method,))
 
 
 def gradients(config, data, changes):
@@ -309,3 +309,34 @@ def test_bfloat16_is_near_float32_with_params_of_float32(name, model_config):
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {jnp.dtype("float32")}
     difference = optax.tree.norm(optax.tree.sub(rounded, gradient))
     assert float(difference) < 0.2 * float(optax.tree.norm(gradient))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(
+            ModelConfig(network="resnet18", width=2, dtype="bfloat16", remat=True),
+            marks=pytest.mark.long,
+        ),
+        ModelConfig(network="wide-resnet", depth=10, width=1, dtype="bfloat16", remat=True),
+    ],
+    ids=lambda model: model.network,
+)
+def test_a_penalised_step_in_bfloat16_keeps_state_and_estimate_in_float32(
+    plain, tiny_digits, model
+):
+    config = dataclasses.replace(plain, model=model, batch_size=4, method=(GaussNewton(rise=0.0),))
+    with jax.numpy_dtype_promotion("standard"):  # Flax mixes both dtypes
+        experiment = build_experiment(config, tiny_digits)
+        state = experiment.init(0)
+        order = experiment.task.epoch_order(state.key, 0)
+        step = jax.make_jaxpr(experiment.train_step, return_shape=True)
+        jaxpr, (after, metrics) = step(state, experiment.task.train_data, order)
+    assert "bf16" in str(jaxpr)
+    assert "remat" in str(jaxpr)
+    described = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(after)]
+    assert described == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+    assert {name: metric.dtype for name, metric in metrics.items()} == dict.fromkeys(
+        metrics, jnp.dtype("float32")
+    )
+    assert "trace_estimate" in metrics
