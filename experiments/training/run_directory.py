@@ -1,6 +1,7 @@
 """The directory of one run: which configuration it belongs to, its starts, and its result."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from experiments.config import TrainConfig, check_settings, complete_settings, t
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError
+from experiments.errors import ConfigMismatchError, DamagedFileError
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
-from experiments.safe_files import replace_file, temporary_path
+from experiments.safe_files import path_inside, replace_file, temporary_path
 
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
 
@@ -44,6 +45,7 @@ def claim_run_directory(
 
     Raises:
         ConfigMismatchError: If the directory belongs to another configuration or to no run.
+        DamagedFileError: If a file in it is no run's, or a link in it leads out of it.
     """
     settings = to_json(config) | {"data.checksum": _checksum(dataset)}
     path = directory / _CONFIG
@@ -57,6 +59,7 @@ def claim_run_directory(
                 + "\nPass another --run-dir, or the settings of the run that is there to go on "
                 "with it."
             )
+        _check_links(directory)
         return settings
     # A kill before the renaming in `write_json` leaves the temporary file, and nothing else.
     left_by_a_kill = temporary_path(path)
@@ -152,6 +155,22 @@ def write_json(path: Path, value: Any) -> None:
         value: JSON values.
     """
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _check_links(directory: Path) -> None:
+    """Check that what is written into a run directory, and deleted there, is in it.
+
+    Raises:
+        DamagedFileError: If a symbolic link leads out of it.
+    """
+    for place, directories, files in os.walk(directory):  # which follows no links
+        for name in (*directories, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                try:
+                    path_inside(directory, str(path.relative_to(directory)))
+                except ValueError as error:
+                    raise DamagedFileError(f"{error}. Put there what it leads to.") from error
 
 
 def _check_starts(value: Any) -> list[dict[str, Any]]:
