@@ -1,8 +1,10 @@
 """The directory of one run: which configuration it belongs to, its starts, and its result."""
 
+import contextlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from experiments.config import TrainConfig, check_settings, complete_settings, t
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError, DamagedFileError
+from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError
+from experiments.file_lock import owner_lock
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
 from experiments.safe_files import path_inside, replace_file, temporary_path
 
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
+_LOCK = "run.lock"
 
 _RESULT_FIELDS = {
     "name": str,
@@ -71,6 +75,33 @@ def claim_run_directory(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
     return settings
+
+
+@contextlib.contextmanager
+def hold_run_directory(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory.
+
+    Two that write to one log and delete one another's half-written checkpoints would lose the run.
+    The system lets go of it when this process dies.
+
+    Args:
+        directory: The run directory.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunningError: If another process is at the run.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(owner_lock(directory / _LOCK))
+        except BlockingIOError as error:
+            raise RunningError(
+                f"The run in {directory} is being carried out by {error}. Wait for it, or end it, "
+                "and give the same command again to go on; or pass another --run-dir."
+            ) from error
+        yield
 
 
 def read_settings(directory: Path) -> dict[str, Any] | None:
