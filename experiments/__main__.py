@@ -1,10 +1,9 @@
 """The command line: `python -m experiments --help`."""
 
-import dataclasses
 import functools
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -46,6 +45,16 @@ def analyse(config: Annotated[AnalyseConfig, tyro.conf.arg(name="")]) -> None:
         run_analyse(config, _console())
 
 
+def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Make a command that only says what is to be done, so that arguments may be parsed twice."""
+
+    @functools.wraps(command)
+    def said(*arguments: Any, **options: Any) -> Callable[[], None]:
+        return functools.partial(command, *arguments, **options)
+
+    return said
+
+
 def prepare(config: Annotated[PrepareConfig, tyro.conf.arg(name="")]) -> None:
     """Download a data set and write it as the experiments read it; needs no TensorFlow.
 
@@ -56,14 +65,15 @@ def prepare(config: Annotated[PrepareConfig, tyro.conf.arg(name="")]) -> None:
 
 # A choice of one command, which needs a second part, that is not shown, to be a choice.
 DataCommand = (
-    Annotated[Any, tyro.conf.subcommand(name="prepare", constructor=prepare)]
+    Annotated[Any, tyro.conf.subcommand(name="prepare", constructor=_later(prepare))]
     | Annotated[None, tyro.conf.Suppress]
 )
 
 
 def data(command: Annotated[DataCommand, tyro.conf.arg(name="")]) -> None:
     """Prepare data sets that do not come with a package."""
-    del command  # it has run
+    if command is not None:
+        command()
 
 
 def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
@@ -137,26 +147,13 @@ def main(arguments: list[str] | None = None) -> int:
             # A path need not be text, and a terminal need not know every character.
             stream.reconfigure(errors="backslashreplace")
     typed = sys.argv[1:] if arguments is None else arguments
-    # What can not be understood is shown as it was typed, so passwords are put back later.
-    hidden = {hide_in_argument(argument): argument for argument in typed}
+    hidden = list(map(hide_in_argument, typed))
     console = _console(stderr=True)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "analyse": analyse,
-                "data": data,
-                "demo": demo,
-                "report": report,
-                "stability": stability,
-                "strength": strength,
-                "sweep": _with_password(hidden),
-                "train": train,
-            },
-            args=list(map(hide_in_argument, typed)),
-            prog="python -m experiments",
-            description="Experiments with Hessian-trace regularization.",
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-        )
+        run = _parse(hidden)  # what can not be understood is shown as it is given to the parser
+        if hidden != typed:
+            run = _parse(typed)
+        run()
     except ExperimentError as error:
         message = Text.assemble(("error:", "bold red"), f" {error}")
         console.print(message, highlight=False, soft_wrap=True)
@@ -170,27 +167,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _with_password(hidden: Mapping[str, str]) -> Callable[[SweepConfig], None]:
-    """Make the command `sweep` for arguments whose passwords are hidden.
-
-    Args:
-        hidden: What was typed, by what it looks like with its password hidden.
-
-    Returns:
-        The command.
-    """
-
-    @functools.wraps(sweep)
-    def sweep_with_password(config: SweepConfig) -> None:
-        storage = config.storage
-        for shown, argument in hidden.items():
-            # An option and its value may be one argument, --storage=URL.
-            if storage is not None and shown in {storage, f"--storage={storage}"}:
-                storage = argument.removeprefix("--storage=")
-                break
-        sweep(dataclasses.replace(config, storage=storage))
-
-    return sweep_with_password
+def _parse(arguments: list[str]) -> Callable[[], None]:
+    """Find out what is to be done; ends the program if that can not be understood."""
+    commands = (analyse, data, demo, report, stability, strength, sweep, train)
+    return tyro.extras.subcommand_cli_from_dict(
+        {command.__name__: _later(command) for command in commands},
+        args=arguments,
+        prog="python -m experiments",
+        description="Experiments with Hessian-trace regularization.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
 
 
 def _console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -26,6 +26,10 @@ class ConfigMismatchError(ExperimentError):
     """A run directory belongs to another configuration."""
 
 
+class RunningError(ExperimentError):
+    """Another process is at the run."""
+
+
 class DamagedCheckpointError(ExperimentError):
     """No checkpoint of a run is what was written."""
 

@@ -1,5 +1,6 @@
 """Files whose place, or whose content, comes from a file: they stay where they belong."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 
@@ -21,7 +22,8 @@ def path_inside(directory: Path, name: str) -> Path:
     if not name or "\0" in name or parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"the path {name!r} leads out of its directory")
     path = directory / parts
-    if not path.resolve().is_relative_to(directory.resolve()):
+    # Not by `Path.resolve`, which has an error of its own for links that lead to one another.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory)):
         raise ValueError(
             f"a symbolic link in {path} leads out of {directory}; what belongs to the directory "
             "must be in it (the directory itself may be a link)"

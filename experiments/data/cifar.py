@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from experiments.data.dataset import Dataset, make_dataset, stratified_holdout
 from experiments.errors import MissingDataError, SettingError
+from experiments.json_file import check_fields, parse_json
 
 CifarName: TypeAlias = Literal["cifar10", "cifar100"]
 
@@ -20,6 +21,14 @@ IMAGE_SHAPE = (32, 32, 3)
 VALIDATION_SIZE = 1000  # where the configuration says nothing
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
 _SPLIT_SEED = 0
+_FEATURES = "tensorflow_datasets.core.features."
+# The classes of which TFDS makes the features, and the field with what is told of each.
+_FIELD_OF_CLASS = {
+    f"{_FEATURES}text_feature.Text": "text",
+    f"{_FEATURES}image_feature.Image": "image",
+    f"{_FEATURES}class_label_feature.ClassLabel": "classLabel",
+}
+_FEATURES_DICT = f"{_FEATURES}features_dict.FeaturesDict"
 _MOST_EXAMPLES = 1_000_000  # an array of so many is made before the first is read
 
 _HOW_TO_GET_IT = """\
@@ -85,6 +94,7 @@ def open_prepared(name: CifarName, directory: Path) -> tfds.core.DatasetBuilder:
             array_record format, or another one.
     """
     try:
+        _check_features(directory / "features.json")
         builder = tfds.builder_from_directory(directory)
         fault = _find_fault(builder, name, directory)
     except Exception as error:  # TFDS says nothing of what it raises at a damaged file
@@ -93,6 +103,36 @@ def open_prepared(name: CifarName, directory: Path) -> tfds.core.DatasetBuilder:
     if fault:
         raise MissingDataError(_unusable(name, directory, fault))
     return builder
+
+
+def _check_features(path: Path) -> None:
+    """Check that a ``features.json`` has nothing in it but features of the classes used here.
+
+    TFDS imports whatever module such a file names, and so runs it.
+
+    Raises:
+        ValueError: If it has.
+    """
+    whole = parse_json(path.read_bytes())
+    _check_feature(whole, {_FEATURES_DICT: "featuresDict"}, path.name)
+    content = check_fields(whole["featuresDict"], {"features": dict}, path.name)
+    for name, feature in content["features"].items():
+        _check_feature(feature, _FIELD_OF_CLASS, f"the feature {name!r} in {path.name}")
+
+
+def _check_feature(feature: Any, field_of_class: Mapping[str, str], what: str) -> None:
+    """Check the class of a feature, and that it has no other content.
+
+    Raises:
+        ValueError: If it is another class or has another content.
+    """
+    name = check_fields(feature, {"pythonClassName": str}, what)["pythonClassName"]
+    if name not in field_of_class:
+        raise ValueError(f"{what} is a {name}, and none of {', '.join(field_of_class)}")
+    others = feature.keys() - {"pythonClassName", field_of_class[name]}
+    if others:
+        raise ValueError(f"{what} has the unknown field {min(others)!r}")
+    check_fields(feature, {field_of_class[name]: dict}, what)
 
 
 def _find_fault(builder: tfds.core.DatasetBuilder, name: CifarName, directory: Path) -> str | None:

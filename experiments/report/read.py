@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.errors import ExperimentError
+from experiments.errors import DamagedFileError, ExperimentError
+from experiments.safe_files import path_inside
 from experiments.sweep.definition import Column, Reported
 from experiments.sweep.outcome import Outcome, read_environment, read_outcome
 from experiments.sweep.plan import PLAN, read_plan
@@ -191,7 +192,7 @@ def _read_row(directory: Path, row: dict[str, Any], num_seeds: int) -> RowRecord
         PointRecord(
             point["values"],
             point["settings"],
-            [_read_run(directory / point["directory"], seed) for seed in range(num_seeds)],
+            [_read_run(directory, point["directory"], seed) for seed in range(num_seeds)],
         )
         for point in row["points"]
     ]
@@ -199,6 +200,14 @@ def _read_row(directory: Path, row: dict[str, Any], num_seeds: int) -> RowRecord
     return RowRecord(row["label"], paper, row["note"], points)
 
 
-def _read_run(directory: Path, seed: int) -> RunRecord:
-    directory = directory / f"seed{seed}"
+def _read_run(sweep_directory: Path, point_directory: str, seed: int) -> RunRecord:
+    """Read a run.
+
+    Raises:
+        DamagedFileError: If it is not in the sweep's directory, or one of its files is damaged.
+    """
+    try:
+        directory = path_inside(sweep_directory, f"{point_directory}/seed{seed}")
+    except ValueError as error:
+        raise DamagedFileError(f"{error}. Put there what it leads to.") from error
     return RunRecord(seed, directory, read_outcome(directory), read_environment(directory))

@@ -81,15 +81,14 @@ class Checkpoints:
         """Open the directory; the manager could not, with metadata of a certain kind of damage.
 
         Raises:
-            PermissionError: If it may not be read.
+            OSError: If it can not be read now.
         """
         if self._directory.exists():
             for found in ocp.path.step.standard_name_format().find_all(self._directory):
                 try:
-                    found.commit_timestamp_nsecs  # noqa: B018  # reads them
-                except PermissionError:
-                    raise
-                except Exception as error:  # noqa: BLE001  # whatever Orbax makes of them
+                    with _as_damage():
+                        found.commit_timestamp_nsecs  # noqa: B018  # reads them
+                except _DamagedError as error:
                     self._set_aside(found.step, error)
         return ocp.CheckpointManager(
             self._directory, options=self._options, item_handlers=ocp.StandardCheckpointHandler()
@@ -126,10 +125,13 @@ class Checkpoints:
             self._manager.save(
                 int(state.step),
                 args=ocp.args.StandardSave(tree),
-                custom_metadata={
-                    "settings": self._settings,
-                    "checksum": _checksum(tree, self._settings),
-                },
+                custom_metadata=_seal(
+                    {
+                        "settings": self._settings,
+                        "arrays": _describe_arrays(tree),
+                        "checksum": _checksum(tree, self._settings),
+                    }
+                ),
                 force=True,
             )
 
@@ -169,8 +171,9 @@ class Checkpoints:
             What was written, bit for bit; `None` if nothing was.
 
         Raises:
-            ConfigMismatchError: If it is of another run.
-            DamagedCheckpointError: If none can be read.
+            ConfigMismatchError: If it is of another run, or of another version of this program.
+            DamagedCheckpointError: If there are some, and none is what was written.
+            OSError: If they can not be read now, for a reason that is not in them.
         """
         self.finish()
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(like, best))
@@ -188,11 +191,12 @@ class Checkpoints:
         damages, self._damages = self._damages, []
         for damage in damages:
             warn(damage)
-        if found is None and damages:
+        # Not only of now: a queue that gives the command again must not begin the run anew.
+        if found is None and any(self._damaged.glob("*")):
             raise DamagedCheckpointError(
                 f"No checkpoint in {self._directory} can be read; those that were there are now in "
-                f"{self._damaged}. Put a good copy in their place to go on from it; without, the "
-                "same command begins the run anew."
+                f"{self._damaged}. Put a good copy in their place to go on from it. To begin the "
+                "run anew, move that directory away, and give the same command."
             )
         return None if found is None else _from_tree(found)
 
@@ -200,35 +204,49 @@ class Checkpoints:
         """Read one checkpoint.
 
         Raises:
-            ConfigMismatchError: If it is of another run.
-            PermissionError: If it may not be read.
+            ConfigMismatchError: If it is of another run, or of another version of this program.
+            OSError: If it can not be read now.
             _DamagedError: If it is not what was written.
         """
-        try:
+        with _as_damage():
             metadata = self._manager.metadata(step)
-            tree = self._manager.restore(step, args=ocp.args.StandardRestore(template))
-        except PermissionError:
-            raise
-        # Truncated or garbled files end in almost any exception, Orbax's own being `Exception`.
-        except Exception as error:
-            raise _DamagedError(f"{type(error).__name__}, {error}") from error
-        written = metadata.custom_metadata
         if not metadata.init_timestamp_nsecs:
             raise _DamagedError("its metadata are unreadable")
+        written = metadata.custom_metadata or {}
+        is_sealed = written == _seal(written)
+        if written and not is_sealed and written.keys() != {"settings", "checksum"}:
+            raise _DamagedError("its metadata are not those that were written")
+        if is_sealed:  # before the arrays: those of another run need not fit
+            self._check_origin(step, written, template)
+        with _as_damage():
+            tree = self._manager.restore(step, args=ocp.args.StandardRestore(template))
         if not written:  # by the first versions
             return tree
-        if written.keys() != {"settings", "checksum"}:
-            raise _DamagedError("its metadata are not those that were written")
-        wanted, settings = self._settings, written["settings"]
-        if written["checksum"] != _checksum(tree, settings):
+        if written["checksum"] != _checksum(tree, written["settings"]):
             raise _DamagedError("its checksum is not that of what was written")
+        if not is_sealed:  # by earlier versions
+            self._check_origin(step, written, template)
+        return tree
+
+    def _check_origin(self, step: int, written: Mapping[str, Any], template: PyTree) -> None:
+        """Check who has written a checkpoint.
+
+        Raises:
+            ConfigMismatchError: If it was another run, or another version of this program.
+        """
+        wanted, settings = self._settings, written["settings"]
         # Settings that this version has and an earlier one had not have their defaults.
         if wanted and settings and complete_settings(settings) != wanted:
             raise ConfigMismatchError(
                 f"The checkpoint of step {step} in {self._directory} belongs to another run "
                 "than the directory that it is in. Put back the one that was there."
             )
-        return tree
+        if written.get("arrays", _describe_arrays(template)) != _describe_arrays(template):
+            raise ConfigMismatchError(
+                f"The checkpoint of step {step} in {self._directory} has other arrays than this "
+                "run. If its settings are the same, it was written by another version of this "
+                "program or of a library: go on with that version."
+            )
 
     def _set_aside(self, step: int, error: Exception) -> None:
         """Move a checkpoint out of the way, without deleting it."""
@@ -252,6 +270,31 @@ class Checkpoints:
 
 class _DamagedError(Exception):
     """A checkpoint is not what was written."""
+
+
+@contextlib.contextmanager
+def _as_damage() -> Iterator[None]:
+    """Let what comes of reading a file that is not what was written be a `_DamagedError`.
+
+    Raises:
+        OSError: If it can not be read now: no permission, too many open files, a disk or a network
+            that fails. The file may be as it should be.
+        MemoryError: Likewise.
+        JaxRuntimeError: If the device has no room for it.
+        _DamagedError: In place of every other error.
+    """
+    try:
+        with _as_os_errors():
+            yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise _DamagedError(str(error)) from error
+    except (OSError, MemoryError):
+        raise
+    # Truncated or garbled files end in almost any exception, Orbax's own being `Exception`.
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise _DamagedError(f"{type(error).__name__}, {error}") from error
 
 
 @contextlib.contextmanager
@@ -294,3 +337,18 @@ def _checksum(tree: PyTree, settings: Mapping[str, Any] | None) -> int:
     """Compute a checksum of what a checkpoint holds."""
     text = json.dumps(settings, sort_keys=True).encode()
     return int(fingerprint(tree)) ^ zlib.crc32(text)
+
+
+def _describe_arrays(tree: PyTree) -> int:
+    """Compute a checksum of names, shapes and dtypes."""
+    lines = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {leaf.dtype}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
+    return zlib.crc32("\n".join(lines).encode())
+
+
+def _seal(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Add a checksum of all other entries, which tells damage from what another run has written."""
+    others = {name: value for name, value in metadata.items() if name != "seal"}
+    return others | {"seal": zlib.crc32(json.dumps(others, sort_keys=True).encode())}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import (  # protobuf makes the classes when it is imported
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboardX.proto.summary_pb2 import (
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from experiments.errors import DamagedFileError
 from experiments.json_file import check_fields, check_kind, parse_json
@@ -118,9 +126,7 @@ class RunLog:
         # By way of a second file: a kill in between must not cost the log.
         replace_file(self._path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(directory / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None
-        )
+        self._events = _open_events(directory / "tensorboard", resumed_at)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -128,8 +134,10 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         """Close the files."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+        finally:
+            self._events.close()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Write one line.
@@ -137,11 +145,34 @@ class RunLog:
         Args:
             step: Steps taken.
             row: Numbers by name; a name with a slash, ``validation/loss``, is grouped by it.
+
+        Raises:
+            OSError: If one of the files can not be written.
         """
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
-        for name, value in row.items():
-            self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        values = [
+            Summary.Value(tag=name if "/" in name else f"train/{name}", simple_value=value)
+            for name, value in row.items()
+        ]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._events.write_event(event)
+        self._events.flush()
+
+
+def _open_events(directory: Path, resumed_at: int) -> EventsWriter:
+    """Open an event file, and let TensorBoard forget the later steps of the files before it.
+
+    Not by tensorboardX's `SummaryWriter`: a thread writes its file and dies where the disk is full,
+    and whoever has something to write waits for that thread.
+    """
+    directory.mkdir(exist_ok=True)
+    events = EventsWriter(str(directory / "events"))
+    if resumed_at:
+        restart = SessionLog(status=SessionLog.START)
+        events.write_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=restart))
+    events.flush()
+    return events
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

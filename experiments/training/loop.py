@@ -48,6 +48,7 @@ from experiments.training.plateau import after_epoch, is_lower
 from experiments.training.preemption import Terminated, catch_termination
 from experiments.training.run_directory import (
     claim_run_directory,
+    hold_run_directory,
     read_result,
     read_settings,
     record_start,
@@ -89,6 +90,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             there.
         MissingDataError: If the data are not there.
         OSError: If log or checkpoints can not be written.
+        RunningError: If another process is at this run.
         SettingError: If a setting does not fit the data.
         Terminated: At SIGTERM, when the state is saved.
     """
@@ -104,15 +106,18 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     if result is not None:
         console.print(f"This run is finished; its result was in {directory}.")
         return result
-    if is_first_process():
-        record_start(directory)
     experiment = build_experiment(config, data)
-    with Checkpoints(
-        directory / CHECKPOINTS,
-        settings=settings,
-        keep=config.keep_checkpoints,
-        keep_period=config.keep_checkpoints_every or None,
-    ) as checkpoints:
+    with (
+        hold_run_directory(directory) if is_first_process() else contextlib.nullcontext(),
+        Checkpoints(
+            directory / CHECKPOINTS,
+            settings=settings,
+            keep=config.keep_checkpoints,
+            keep_period=config.keep_checkpoints_every or None,
+        ) as checkpoints,
+    ):
+        if is_first_process():
+            record_start(directory)
         run = _Run(experiment, directory, checkpoints, console)
         with catch_termination() as ends_at:
             state, best = run.train(ends_at)

@@ -1,7 +1,10 @@
 """The directory of one run: which configuration it belongs to, its starts, and its result."""
 
+import contextlib
 import json
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,13 @@ from experiments.config import TrainConfig, check_settings, complete_settings, t
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError
+from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError
+from experiments.file_lock import owner_lock
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
-from experiments.safe_files import replace_file, temporary_path
+from experiments.safe_files import path_inside, replace_file, temporary_path
 
 _CONFIG, _ENVIRONMENTS, _RESULT = "config.json", "environment.json", "result.json"
+_LOCK = "run.lock"
 
 CHECKSUM = "data.checksum"
 """The setting of a run that `to_json` does not write: the checksum of its data."""
@@ -47,6 +52,7 @@ def claim_run_directory(
 
     Raises:
         ConfigMismatchError: If the directory belongs to another configuration or to no run.
+        DamagedFileError: If a file in it is no run's, or a link in it leads out of it.
     """
     settings = to_json(config) | {CHECKSUM: data_checksum(dataset)}
     path = directory / _CONFIG
@@ -60,6 +66,7 @@ def claim_run_directory(
                 + "\nPass another --run-dir, or the settings of the run that is there to go on "
                 "with it."
             )
+        _check_links(directory)
         return settings
     # A kill before the renaming in `write_json` leaves the temporary file, and nothing else.
     left_by_a_kill = temporary_path(path)
@@ -87,6 +94,33 @@ def data_checksum(dataset: Dataset | Corpus) -> int:
         for array in split:
             checksum = zlib.crc32(np.asarray(array).tobytes(), checksum)
     return checksum
+
+
+@contextlib.contextmanager
+def hold_run_directory(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run directory.
+
+    Two that write to one log and delete one another's half-written checkpoints would lose the run.
+    The system lets go of it when this process dies.
+
+    Args:
+        directory: The run directory.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunningError: If another process is at the run.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(owner_lock(directory / _LOCK))
+        except BlockingIOError as error:
+            raise RunningError(
+                f"The run in {directory} is being carried out by {error}. Wait for it, or end it, "
+                "and give the same command again to go on; or pass another --run-dir."
+            ) from error
+        yield
 
 
 def read_settings(directory: Path) -> dict[str, Any] | None:
@@ -171,6 +205,22 @@ def write_json(path: Path, value: Any) -> None:
         value: JSON values.
     """
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _check_links(directory: Path) -> None:
+    """Check that what is written into a run directory, and deleted there, is in it.
+
+    Raises:
+        DamagedFileError: If a symbolic link leads out of it.
+    """
+    for place, directories, files in os.walk(directory):  # which follows no links
+        for name in (*directories, *files):
+            path = Path(place, name)
+            if path.is_symlink():
+                try:
+                    path_inside(directory, str(path.relative_to(directory)))
+                except ValueError as error:
+                    raise DamagedFileError(f"{error}. Put there what it leads to.") from error
 
 
 def _check_starts(value: Any) -> list[dict[str, Any]]:

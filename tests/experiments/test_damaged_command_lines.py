@@ -12,11 +12,18 @@ SECRET = "hunter2"
 URL = f"postgresql://me:{SECRET}@localhost:1/db"
 # Where nothing else is left of the URL, nothing says that it is a password.
 PASSWORD = re.compile(rf"(://|postgres[^:@/]*[:/]/*)[^:@/]*:[^@]*{SECRET}.*@", re.DOTALL)
+PROCESSES = ["--distributed", "--coordinator", "host:1", "--num-processes", "2", "--process-id=1"]
 LINES = [
     ["train", "digits", "--seed", "3", "--width", "4", "--method", "seht-d:lam=1e-2,p=0.05"],
     ["train", "cifar10-small", "--data-dir", "data", "--epochs", "2", "--batch-size", "64"],
     ["train", "pydoc", "--learning-rate", "0.1", "--clip-norm", "1", "--length", "10"],
     ["train", "digits", "--method", "plain", "--run-dir", "runs/x", "--log-every", "3"],
+    ["train", "digits", "--mesh", "data=4,model=2", "--dtype", "bfloat16", "--remat"],
+    ["train", "digits", "--distributed"],
+    ["train", "digits", *PROCESSES],
+    ["train", "digits", "--on-divergence", "restore", "--accumulate", "2"],
+    ["train", "digits", "--checkpoint-every", "5", "--keep-checkpoints", "3"],
+    ["train", "digits", "--keep-checkpoints-every", "10", "--method", "gauss-newton:one_in=4"],
     ["sweep", "table1-small", "--seeds", "1", "--epochs", "1", "--output-dir", "results"],
     ["sweep", "digits-small", "--storage", URL, "--study", "name"],
     ["sweep", "digits-small", f"--storage={URL}"],
@@ -51,6 +58,7 @@ def configs(monkeypatch, tmp_path):
         monkeypatch.setattr(command_line, name, do)
     monkeypatch.setattr(command_line, "write_report", do)
     monkeypatch.setattr(command_line, "run_analyse", do)
+    monkeypatch.setattr(command_line, "join_processes", lambda devices: None)
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -78,6 +86,12 @@ def run_line(line):
         return command_line.main(line)
     except SystemExit as ended:
         return ended.code
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_the_command_lines_are_understood_as_they_are(configs, line):
+    assert run_line(line) == 0
+    assert len(configs) == 1
 
 
 @many(short=60, long=1200)
@@ -131,6 +145,25 @@ def test_the_sweep_is_given_the_password_that_is_hidden_meanwhile(configs, line)
     (config,) = configs
     assert config.storage == URL
     assert SECRET not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "digits", "--run-dir"],
+        ["train", "cifar10-small", "--data-dir"],
+        ["sweep", "digits-small", "--output-dir"],
+        ["demo", "--output-dir"],
+        ["strength", "--output-dir"],
+        ["data", "prepare", "cifar10", "--archive"],
+        ["report"],
+    ],
+)
+def test_what_looks_like_a_password_elsewhere_is_used_as_it_is_typed(configs, arguments):
+    assert command_line.main([*arguments, "postgres-runs/x:1@host"]) == 0
+    (config,) = configs
+    assert "postgres-runs/x:1@host" in repr(config)
+    assert "***" not in repr(config)
 
 
 @pytest.mark.parametrize("directory", ["[/x]", "[red]", ":key:", "a b", "\udcff", "a?b%20c"])

@@ -26,6 +26,12 @@ def test_a_link_may_lead_to_another_place_inside_alone(tmp_path):
         path_inside(directory, "out/b")
 
 
+def test_links_that_lead_to_one_another_lead_nowhere(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert path_inside(tmp_path, "a") == tmp_path / "a"
+
+
 def test_a_file_is_replaced_and_what_a_kill_left_too(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -125,6 +127,15 @@ def elsewhere(info):
     info["splits"][0]["filepathTemplate"] = "../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
+@pytest.fixture
+def copied(data_dir, tmp_path):
+    """A copy of the data set, to be damaged: its directory."""
+    (info,) = data_dir.glob("cifar10/*/dataset_info.json")
+    directory = tmp_path / "cifar10" / info.parent.name
+    shutil.copytree(info.parent, directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -133,12 +144,65 @@ def elsewhere(info):
         (elsewhere, "name a file outside of their directory|is missing"),
     ],
 )
-def test_a_split_that_can_not_be_is_refused(data_dir, tmp_path, change, words):
-    (info,) = data_dir.glob("cifar10/*/dataset_info.json")
-    copied = tmp_path / "cifar10" / info.parent.name
-    copied.mkdir(parents=True)
-    for path in info.parent.iterdir():
-        (copied / path.name).write_bytes(path.read_bytes())
+def test_a_split_that_can_not_be_is_refused(copied, tmp_path, change, words):
     in_json(copied / "dataset_info.json", change)
     with pytest.raises(MissingDataError, match=words):
         load_cifar("cifar10", tmp_path, 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow and NumPy, about what they make of it
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_images_of_another_dtype_are_refused(copied, tmp_path, dtype):
+    def change(features):
+        features["featuresDict"]["features"]["image"]["image"]["dtype"] = dtype
+
+    in_json(copied / "features.json", change)
+    with pytest.raises(MissingDataError, match=dtype):
+        load_cifar("cifar10", tmp_path, 0)
+
+
+PAYLOAD = "payload_of_a_data_set"
+
+
+def of_another_class(features):
+    features["featuresDict"]["features"]["id"]["pythonClassName"] = f"{PAYLOAD}.Feature"
+
+
+def all_of_another_class(features):
+    features["pythonClassName"] = f"{PAYLOAD}.Feature"
+
+
+def by_the_field_s_other_name(features):
+    feature = features["featuresDict"]["features"]["id"]
+    del feature["pythonClassName"]
+    feature["python_class_name"] = f"{PAYLOAD}.Feature"
+
+
+def in_the_earlier_form(features):
+    features.clear()
+    features |= {"type": f"{PAYLOAD}.Feature", "content": {}}
+
+
+def in_json_within_the_json(features):
+    del features["featuresDict"]
+    inner = {"id": {"type": f"{PAYLOAD}.Feature", "content": {}}}
+    features["jsonFeature"] = {"json": json.dumps(inner)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_another_class,
+        all_of_another_class,
+        by_the_field_s_other_name,
+        in_the_earlier_form,
+        in_json_within_the_json,
+    ],
+)
+def test_a_data_set_does_not_choose_what_is_imported(copied, tmp_path, monkeypatch, change):
+    (tmp_path / f"{PAYLOAD}.py").write_text("print('the payload runs')")
+    monkeypatch.syspath_prepend(tmp_path)
+    in_json(copied / "features.json", change)
+    with pytest.raises(MissingDataError, match=r"can not be read, .*features\.json"):
+        load_cifar("cifar10", tmp_path, 0)
+    assert PAYLOAD not in sys.modules

@@ -160,6 +160,14 @@ def test_a_plan_names_no_directory_outside_of_its_own(sweep, console, name, word
         write_report(ReportConfig(sweep), console)
 
 
+def test_a_run_behind_a_link_out_of_the_sweep_is_not_read(sweep, console):
+    (run,) = sweep.glob("runs/plain/**/seed0")
+    run.rename(sweep.parent / "elsewhere")
+    run.symlink_to(sweep.parent / "elsewhere")
+    with pytest.raises(ExperimentError, match=r"a symbolic link in .*/seed0 leads out of"):
+        write_report(ReportConfig(sweep), console)
+
+
 def test_a_sweep_behind_a_link_is_reported(sweep, console):
     link = sweep.with_name("link")
     link.symlink_to(sweep)

@@ -19,6 +19,7 @@ from mutation import check_cases, many, mutated_bytes
 
 from experiments.config import to_json
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
+from experiments.training import checkpoint
 from experiments.training.checkpoint import Best, Checkpoints
 from experiments.training.state import TrainState
 
@@ -179,10 +180,36 @@ def test_without_a_good_checkpoint_there_is_an_error(directory):
             path.write_bytes(b"")
     with pytest.raises(DamagedCheckpointError, match=r"No checkpoint in .* can be read"):
         restored(directory)
-    assert sorted(path.name for path in directory.with_name("checkpoints-damaged").iterdir()) == [
-        "5",
-        "7",
-    ]
+    set_aside = directory.with_name("checkpoints-damaged")
+    assert sorted(path.name for path in set_aside.iterdir()) == ["5", "7"]
+    # Nor does it begin anew when the same command is given again, until somebody says so.
+    with pytest.raises(DamagedCheckpointError, match="begin the run anew, move that directory"):
+        restored(directory)
+    set_aside.rename(directory.with_name("elsewhere"))
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.restore(blank(), warn=pytest.fail) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("INTERNAL: Error reading local file [os_error_code='24']"),
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+    ids=["disk", "open files", "memory", "device"],
+)
+def test_a_checkpoint_that_can_not_be_read_now_stays_where_it_is(directory, monkeypatch, error):
+    def restore(*_, **__):
+        raise error
+
+    with Checkpoints(directory) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", restore)
+        with pytest.raises((OSError, MemoryError, jax.errors.JaxRuntimeError)):
+            checkpoints.restore(blank(), warn=pytest.fail)
+    assert not directory.with_name("checkpoints-damaged").exists()
+    check(restored(directory)[0])
 
 
 def test_a_half_written_checkpoint_is_none(directory):
@@ -198,8 +225,33 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, plain):
     other = to_json(dataclasses.replace(plain, seed=1))
     with pytest.raises(ConfigMismatchError, match="belongs to another run"):
         restored(tmp_path, settings=other)
+    larger = blank()._replace(params={"w": jnp.zeros(4)})
+    with (
+        Checkpoints(tmp_path, settings=other) as checkpoints,
+        pytest.raises(ConfigMismatchError, match="belongs to another run"),
+    ):
+        checkpoints.restore(larger, warn=pytest.fail)
     state, _ = restored(tmp_path, settings=to_json(plain))
     check(state)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"params": {"w": jnp.zeros(4)}},
+        {"params": {"w": jnp.zeros(3, jnp.bfloat16)}},
+        {"opt_state": (jnp.zeros(3), jnp.zeros(3))},
+        {"network_state": {"variance": jnp.zeros(2)}},
+    ],
+    ids=["shape", "dtype", "structure", "name"],
+)
+def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(directory, other):
+    with (
+        Checkpoints(directory) as checkpoints,
+        pytest.raises(ConfigMismatchError, match=r"step 7 in .* has other arrays"),
+    ):
+        checkpoints.restore(blank()._replace(**other), warn=pytest.fail)
+    check(restored(directory)[0])
 
 
 def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(directory, monkeypatch):
@@ -214,6 +266,27 @@ def test_a_full_disk_is_an_error_and_leaves_the_checkpoint_before(directory, mon
             checkpoints.save(STATE._replace(step=jnp.asarray(9, jnp.int32)))
     assert caught.value.errno == errno.ENOSPC
     check(restored(directory)[0])
+
+
+def test_a_disk_without_room_is_an_error_and_leaves_the_checkpoint_before(tmp_path, small_files):
+    large = STATE._replace(params={"w": jax.random.normal(jax.random.key(0), (200, 200))})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(large)
+        checkpoints.finish()
+
+    def save():
+        with Checkpoints(tmp_path) as checkpoints, small_files(100_000):
+            checkpoints.save(large._replace(step=jnp.asarray(9, jnp.int32)))
+            checkpoints.finish()
+
+    with pytest.raises(OSError, match="File too large") as caught:
+        save()
+    assert caught.value.errno == errno.EFBIG
+    with Checkpoints(tmp_path) as checkpoints:
+        template = blank()._replace(params=like(large.params))
+        found, _ = checkpoints.restore(template, warn=pytest.fail)
+    assert int(found.step) == 7
+    chex.assert_trees_all_equal(found.params, large.params)
 
 
 @pytest.fixture
@@ -250,12 +323,19 @@ def test_a_disk_that_is_really_full_is_an_error_and_leaves_the_checkpoint_before
 
 
 @many(40, 1000)
-def test_changed_files_are_never_read_as_something_else(directory, num_cases, record_property):
+def test_changed_files_are_never_read_as_something_else(
+    tmp_path, plain, num_cases, record_property
+):
+    directory, settings = tmp_path / "checkpoints", to_json(plain)
+    with Checkpoints(directory, settings=settings) as checkpoints:
+        checkpoints.save(STATE._replace(step=jnp.asarray(5, jnp.int32)))
+        checkpoints.save(STATE)
+
     def case(random):
         path = random.choice(files_of(directory, 7))
         data = path.read_bytes()
         path.write_bytes(mutated_bytes(random, data))
-        state, warnings = restored(directory)
+        state, warnings = restored(directory, settings=settings)
         if int(state.step) == 7:
             check(state)
             assert not warnings
@@ -263,7 +343,7 @@ def test_changed_files_are_never_read_as_something_else(directory, num_cases, re
             return False
         assert int(state.step) == 5
         assert len(warnings) == 1
-        with Checkpoints(directory) as checkpoints:
+        with Checkpoints(directory, settings=settings) as checkpoints:
             checkpoints.save(STATE)
         return True
 
@@ -278,3 +358,18 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         found, _ = checkpoints.restore(blank(), warn=pytest.fail)
     check(found)
+
+
+def test_a_checkpoint_from_before_its_metadata_had_a_seal_is_read(tmp_path, monkeypatch, plain):
+    settings = to_json(plain)
+    earlier = {"settings", "checksum"}
+    with Checkpoints(tmp_path, settings=settings) as checkpoints, monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint,
+            "_seal",
+            lambda metadata: {name: metadata[name] for name in metadata if name in earlier},
+        )
+        checkpoints.save(STATE)
+    check(restored(tmp_path, settings=settings)[0])
+    with pytest.raises(ConfigMismatchError, match="belongs to another run"):
+        restored(tmp_path, settings=to_json(dataclasses.replace(plain, seed=1)))

@@ -136,3 +136,24 @@ def test_a_link_in_the_place_of_a_file_is_not_followed(tmp_path, name):
     write_result(directory, FINISHED)
     assert thesis.read_text() == "years of work"
     assert not (directory / "result.json").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints-damaged", "diverged", "tensorboard", "checkpoints/8"]
+)
+def test_a_run_with_a_link_that_leads_out_of_it_is_refused(run, tmp_path, tiny_digits, name):
+    theses = tmp_path / "theses"
+    (theses / "2024").mkdir(parents=True)
+    link = run.run_dir / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(theses)
+    with pytest.raises(DamagedFileError, match=f"link in .*/{name} leads out of"):
+        claim_run_directory(run.run_dir, run, tiny_digits)
+    assert [path.name for path in theses.iterdir()] == ["2024"]
+
+
+def test_a_link_within_a_run_is_left_alone(run, tmp_path, tiny_digits):
+    (run.run_dir / "newest").symlink_to("metrics.jsonl")
+    (tmp_path / "link").symlink_to(run.run_dir)
+    claim_run_directory(tmp_path / "link", run, tiny_digits)
+    assert (run.run_dir / "newest").is_symlink()

@@ -17,13 +17,17 @@ from rich.console import Console
 
 from experiments import environment
 from experiments.config import OptimizerConfig
-from experiments.errors import ConfigMismatchError, DivergedError, SettingError
+from experiments.errors import ConfigMismatchError, DivergedError, RunningError, SettingError
 from experiments.regularizers import SAM, Cutout, GaussNewton, Regularizer, SehtD, SehtH
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import RunLog, read_log
 from experiments.training.loop import RESTORES, Experiment, build_experiment, train
 from experiments.training.preemption import Terminated
-from experiments.training.run_directory import read_starts
+from experiments.training.run_directory import (
+    claim_run_directory,
+    hold_run_directory,
+    read_starts,
+)
 
 RESTORED_SEED = 0
 TIMES = {"seconds", "step_time", "images_per_second"}
@@ -191,6 +195,17 @@ def test_settings_that_do_not_fit_leave_no_directory(plain, console, method, acc
     with pytest.raises(SettingError, match=message):
         train(config, console)
     assert not plain.run_dir.exists()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(plain, digits, console):
+    claim_run_directory(plain.run_dir, plain, digits)
+    half_written = plain.run_dir / "checkpoints" / "4.orbax-checkpoint-tmp"
+    half_written.mkdir(parents=True)
+    with hold_run_directory(plain.run_dir):
+        before = sorted(plain.run_dir.rglob("*"))
+        with pytest.raises(RunningError, match=f"carried out by process {os.getpid()} on "):
+            train(plain, console)
+        assert sorted(plain.run_dir.rglob("*")) == before
 
 
 def test_a_directory_of_something_else_is_refused(plain, console):

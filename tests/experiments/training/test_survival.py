@@ -1,6 +1,7 @@
 """A run that is killed goes on where it was, and ends as if nothing had been."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,13 +11,21 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("seed", "kills"),
-    [(0, 6), *(pytest.param(seed, 21, marks=pytest.mark.long) for seed in (1, 2, 3))],
+    ("data", "seed", "kills"),
+    [
+        ("digits", 0, 6),
+        *(
+            pytest.param(data, seed, 21, marks=pytest.mark.long)
+            for data, seed in (("digits", 1), ("digits", 2), ("text", 3))
+        ),
+    ],
 )
-def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path, checkout, seed, kills):
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
+    tmp_path, checkout, data, seed, kills
+):
     script = checkout / "tests" / "killed_runs.py"
     finished = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(seed), str(kills)],
+        [sys.executable, str(script), str(tmp_path), data, str(seed), str(kills)],
         cwd=checkout,
         env={"PYTHONPATH": str(checkout), "PATH": "", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -26,6 +35,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(tmp_path, checkou
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     assert found["leaves"], found
+    assert found["best"], found
     assert found["log"], found
     assert len(found["deaths"]) == kills, found
     assert {how for how, _ in found["deaths"]} == {"moment", "file", "save"}
+    for how, path in found["deaths"]:
+        assert how != "save" or re.match(r"checkpoints/\d+\.orbax-checkpoint-tmp", path), path
