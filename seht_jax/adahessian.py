@@ -181,13 +181,13 @@ def scale_by_adahessian(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescale updates by the diagonal of the Hessian, as AdaHessian does.
 
-    $$D_t &= \frac{1}{K} \sum_k \sigma_k \odot H \sigma_k, \qquad
+    $$\begin{align*} D_t &= \frac{1}{K} \sum_k \sigma_k \odot H \sigma_k, \qquad
         \mathbb{E}[D_t] = \mathrm{diag}(H) \\
         m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         \hat m_t = \frac{m_t}{1 - \beta_1^t} \\
         \nu_t &= \beta_2 \nu_{t-1} + (1 - \beta_2) D^{(s)}_t \odot D^{(s)}_t, \qquad
         \bar D_t = \sqrt{\frac{\nu_t}{1 - \beta_2^t}} \\
-        u_t &= \frac{\hat m_t}{\bar D_t^k + \epsilon}$$
+        u_t &= \frac{\hat m_t}{\bar D_t^k + \epsilon} \end{align*}$$
 
     with $D^{(s)}$ the average of D over each convolution's window. `update` needs `value_fn`,
     see `adahessian`.

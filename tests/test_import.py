@@ -85,7 +85,9 @@ def test_every_public_name_is_documented(module, name):
 )
 def test_the_reference_has_every_public_name(module, page):
     text = (REFERENCE / page).read_text()
-    listed = re.findall(rf"^::: {module.__name__}\.(\w+)$", text, re.MULTILINE)
+    # Of a function in a module of the same name, the name alone would be the module's.
+    listed = re.findall(rf"^::: {module.__name__}\.(?:(\w+)\.(?=\1$))?(\w+)$", text, re.MULTILINE)
+    listed = [name for _, name in listed]
     assert sorted(listed) == sorted(module.__all__)
 
 

@@ -174,7 +174,7 @@ def linear_model_bound(
 
     With n examples, M classes and $p_i = \mathrm{softmax}(W x_i)$,
 
-    $$\mu = \frac{1}{n} \sum_i \Big\|\frac{\partial \ell_i}{\partial z_i}\Big\|_2
+    $$\mu = \frac{1}{n} \sum_i \left\|\frac{\partial \ell_i}{\partial z_i}\right\|_2
         = \frac{1}{n} \sum_i \|p_i - e_{y_i}\|_2, \qquad
         v = \frac{1}{n} \sum_i \mathrm{tr} \frac{\partial^2 \ell_i}{\partial z_i^2}
         = \frac{1}{n} \sum_i \Big(1 - \sum_c p_{ic}^2\Big),$$
