@@ -55,7 +55,7 @@ class SoakConfig:
     """Minutes that are not judged: programs are compiled, and data are loaded."""
     every: float = 10.0
     """Seconds between two looks."""
-    arguments: tuple[str, ...] = ("digits", "--checkpoint-every", "200")
+    arguments: tuple[str, ...] = ("digits", "--checkpoint-every", "2000")
     """Arguments of `python -m experiments train`."""
 
     def __post_init__(self) -> None:
