@@ -8,6 +8,7 @@ has no such channels. What the head reads of them is left as it is: it is multip
 
 import bisect
 import enum
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -81,8 +82,9 @@ def choose_fates(scores: Scores, kernels: Kernels, keep: float, implant: float) 
     number = bisect.bisect_left(range(len(order) + 1), x=True, key=fits)
     if number > len(order):
         smallest = num_weights(weight_masks(fates_of(len(order)), kernels))
+        least = math.ceil(1e4 * smallest * keep / budget) / 1e4
         raise SettingError(
-            f"keep must be at least {smallest * keep / budget:.3g} with implant={implant:g}, not "
+            f"keep must be at least {least:g} with implant={implant:g}, not "
             f"{keep:g}: each convolution keeps a channel"
         )
     return fates_of(number)
