@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import tyro
 from jaxtyping import PyTree
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
@@ -23,6 +25,8 @@ from experiments.analyse.trained import (
     load_run_data,
     read_finished_run,
 )
+from experiments.data.corpus import Corpus
+from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
 from experiments.errors import ConfigMismatchError, ExperimentError, SettingError
 from experiments.json_file import Scalar, check_fields, read_json
@@ -53,7 +57,7 @@ from experiments.tasks.base import SPLITS
 from experiments.tasks.build import build_task
 from experiments.training.logging import add_run, make_progress, show
 from experiments.training.loop import Experiment, build_experiment
-from experiments.training.run_directory import write_json
+from experiments.training.run_directory import hold_run_directory, write_json
 
 Row: TypeAlias = dict[str, float]
 
@@ -157,36 +161,45 @@ def run_prune(config: PruneConfig, console: Console) -> Path:
         DamagedFileError: If the file with the results holds something else.
         DivergedError: If a fine-tuning does not stay finite.
         ExperimentError: If the run is not finished, or has no weights or no finite curvature.
+        RunningError: If another process is at these results.
         SettingError: If its network is no residual network of this project's form, or can not be
             pruned so far.
     """
     run = read_finished_run(config.run, config.data_dir)
+    data = load_run_data(run)
+    if not isinstance(build_task(run.config, data).model, ResNet):
+        raise SettingError(
+            f"RUN must be of digits-resnet or resnet18, not of {run.config.model.network}: "
+            "channels are pruned with the normalisation behind their convolution"
+        )
     output_dir = _output_directory(config, run)
-    settings = _settings(config, run)
-    fine_tunings = _read_existing(output_dir, settings)
-    original = _prepare(config, run, console)
-    network = original.network
-    unpruned: dict[str, Any] = _measure(original, network.params, network.network_state)
-    unpruned["weights"] = sum(kernel.size for kernel in convolutions(network.params).values())
-    results = {
-        "settings": settings,
-        "environment": describe_environment(),
-        "original": unpruned,
-        "fine_tunings": fine_tunings,
-    }
-    wanted = list(itertools.product(range(config.seeds), config.keep, CRITERIA))
-    missing = [each for each in wanted if each not in map(_place, fine_tunings)]
     output_dir.mkdir(parents=True, exist_ok=True)
-    if missing:
-        with console.status("Compiling the training step"):
-            original.experiment.warm_up(original.experiment.init(0))
-        for fine_tuning in _fine_tune_all(config, original, missing, console):
-            fine_tunings.append(fine_tuning)
-            write_json(output_dir / NUMBERS, results)
-    shown = [each for each in fine_tunings if _place(each) in wanted]
-    table = markdown(unpruned, shown)
-    replace_file(output_dir / TABLE, table.encode())
-    draw_figure(unpruned, shown).savefig(output_dir / FIGURE, dpi=100)
+    with hold_run_directory(output_dir):
+        settings = _settings(config, run)
+        fine_tunings = _read_existing(output_dir, settings)
+        original = _prepare(config, run, data, console)
+        network = original.network
+        unpruned: dict[str, Any] = _measure(original, network.params, network.network_state)
+        unpruned["weights"] = sum(kernel.size for kernel in convolutions(network.params).values())
+        results = {
+            "settings": settings,
+            "environment": describe_environment(),
+            "original": unpruned,
+            "fine_tunings": fine_tunings,
+        }
+        wanted = list(itertools.product(range(config.seeds), config.keep, CRITERIA))
+        there = set(map(_place, fine_tunings))
+        missing = [each for each in wanted if each not in there]
+        if missing:
+            with console.status("Compiling the training step"):
+                original.experiment.warm_up(original.experiment.init(0))
+            for fine_tuning in _fine_tune_all(config, original, missing, console):
+                fine_tunings.append(fine_tuning)
+                write_json(output_dir / NUMBERS, results)
+        shown = [each for each in fine_tunings if _place(each) in wanted]
+        table = markdown(unpruned, shown)
+        replace_file(output_dir / TABLE, table.encode())
+        replace_file(output_dir / FIGURE, _as_png(draw_figure(unpruned, shown)))
     console.print(table, highlight=False, soft_wrap=True)
     console.print(
         f"Table: {output_dir / TABLE}   Figure: {FIGURE}   All numbers: {NUMBERS}",
@@ -196,18 +209,10 @@ def run_prune(config: PruneConfig, console: Console) -> Path:
     return output_dir / TABLE
 
 
-def _prepare(config: PruneConfig, run: FinishedRun, console: Console) -> _Original:
-    """Read the network, and build what fine-tunes it.
-
-    Raises:
-        SettingError: If the network is of another form.
-    """
-    data = load_run_data(run)
-    if not isinstance(build_task(run.config, data).model, ResNet):
-        raise SettingError(
-            f"RUN must be of digits-resnet or resnet18, not of {run.config.model.network}: "
-            "channels are pruned with the normalisation behind their convolution"
-        )
+def _prepare(
+    config: PruneConfig, run: FinishedRun, data: Dataset | Corpus, console: Console
+) -> _Original:
+    """Read the network, and build what fine-tunes it."""
     network = load_network(run, data, console.print)
     rate = config.learning_rate or run.config.optimizer.learning_rate
     fine_tuned = dataclasses.replace(
@@ -216,8 +221,7 @@ def _prepare(config: PruneConfig, run: FinishedRun, console: Console) -> _Origin
         epochs=config.epochs,
         optimizer=dataclasses.replace(run.config.optimizer, learning_rate=rate),
     )
-    experiment = build_experiment(fine_tuned, data)
-    return _Original(run, network, experiment)
+    return _Original(run, network, build_experiment(fine_tuned, data))
 
 
 def _fine_tune_all(
@@ -344,6 +348,12 @@ def _measure(original: _Original, params: PyTree, network_state: PyTree) -> dict
         ._asdict()
         .items()
     }
+
+
+def _as_png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    return file.getvalue()
 
 
 def _output_directory(config: PruneConfig, run: FinishedRun) -> Path:

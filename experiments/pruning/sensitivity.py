@@ -34,7 +34,7 @@ class ChannelTraces(NamedTuple):
     @property
     def mean(self) -> Float[np.ndarray, " channels"]:
         """The means over the probes."""
-        return np.mean(self.samples, axis=0, dtype=np.float64)
+        return np.asarray(np.mean(self.samples, axis=0, dtype=np.float64))
 
     @property
     def standard_error(self) -> Float[np.ndarray, " channels"]:

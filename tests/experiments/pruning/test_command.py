@@ -14,11 +14,15 @@ from rich.console import Console
 
 from experiments import __main__ as command_line
 from experiments.config import ModelConfig
-from experiments.errors import ConfigMismatchError, ExperimentError, SettingError
+from experiments.errors import ConfigMismatchError, ExperimentError, RunningError, SettingError
 from experiments.pruning import command
 from experiments.pruning.command import PruneConfig, run_prune
 from experiments.pruning.report import CRITERIA
-from experiments.training.run_directory import claim_run_directory, write_result
+from experiments.training.run_directory import (
+    claim_run_directory,
+    hold_run_directory,
+    write_result,
+)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +166,11 @@ def test_a_network_of_another_form_is_refused(tmp_path, digits, console):
     with pytest.raises(SettingError, match="digits-resnet or resnet18, not of wide-resnet"):
         run_prune(PruneConfig(wide.run_dir), console)
     assert not (wide.run_dir / "pruning").exists()
+
+
+def test_results_that_another_process_is_at_are_left_alone(config, console):
+    with hold_run_directory(config.output_dir), pytest.raises(RunningError, match="carried out by"):
+        run_prune(config, console)
 
 
 @pytest.mark.parametrize(

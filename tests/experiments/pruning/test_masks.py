@@ -26,7 +26,7 @@ def one_layer(scores):
     return {"stem_conv": np.array(scores)}, {"stem_conv": np.ones((3, 3, 2, len(scores)))}
 
 
-def fates_of(params, keep, implant, seed=0):
+def random_fates(params, keep, implant, seed=0):
     kernels = convolutions(params)
     return choose_fates(chance(seed, kernels), kernels, keep, implant)
 
@@ -65,7 +65,7 @@ def choose_all(kernels, fate):
 
 @pytest.mark.parametrize(("keep", "implant"), SIZES)
 def test_what_is_left_of_a_channel_is_as_its_fate_says(params, keep, implant):
-    fates = fates_of(params, keep, implant)
+    fates = random_fates(params, keep, implant)
     pruned = prune(params, fates)
     kernels, before = convolutions(pruned), convolutions(params)
     for name, kernel in kernels.items():
@@ -90,7 +90,7 @@ def centre_of(filters):
 
 
 def test_a_channel_without_weights_leaves_no_trace_in_its_normalisation(params):
-    fates = fates_of(params, 0.3, 0.2)
+    fates = random_fates(params, 0.3, 0.2)
     pruned = prune(params, fates)
     block = pruned["stage1_block1"]
     for fate, norm in (
@@ -106,7 +106,7 @@ def test_a_channel_without_weights_leaves_no_trace_in_its_normalisation(params):
 @pytest.mark.parametrize("train", [False, True])
 def test_inputs_that_do_not_remain_are_not_missed(model, variables, train):
     """Whatever the weights that read a channel that is gone, the network computes the same."""
-    fates = fates_of(variables["params"], 0.3, 0.3, seed=2)
+    fates = random_fates(variables["params"], 0.3, 0.3, seed=2)
     params = prune(variables["params"], fates)
     gone = 0
 
@@ -156,7 +156,8 @@ def test_an_implant_is_a_convolution_with_kernels_of_one_pixel(stride):
 
 def test_a_size_that_can_not_be_reached_is_refused_with_the_smallest_that_can(params):
     with pytest.raises(SettingError, match=r"keep must be at least .* not 0.001") as error:
-        fates_of(params, 0.001, 0.5)
+        random_fates(params, 0.001, 0.5)
     (smallest,) = re.findall(r"at least (\S+) with", str(error.value))
-    fates = fates_of(params, float(smallest), 0.5)
-    assert all(np.sum(fate == KEPT) == 1 for fate in fates.values())
+    random_fates(params, float(smallest), 0.5)
+    with pytest.raises(SettingError):
+        random_fates(params, 0.99 * float(smallest), 0.5)
