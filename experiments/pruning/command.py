@@ -73,6 +73,7 @@ _FINE_TUNING = {
     "before": dict[str, float],
     "after": dict[str, float],
 }
+_BY_TRACES = (HESSIAN, IMPLANT)
 _BATCH_SIZE = 100  # of the traces, for whose memory it is; it has no influence on them
 _MEASURED = ("test_loss", "test_accuracy")
 
@@ -246,7 +247,8 @@ def _fine_tune_all(
         traces_of = _tracer(config, original, lambda: progress.advance(tracing))
         done = itertools.count(0, num_steps)
         for seed in seeds:
-            scores = _score(traces_of(seed), kernels, seed)
+            traces = traces_of(seed)
+            scores = _score(traces, kernels, seed)
             for _, keep, criterion in (each for each in missing if each[0] == seed):
                 share = config.implant if criterion == IMPLANT else 0.0
                 fates = choose_fates(scores[criterion], kernels, keep, share)
@@ -261,9 +263,17 @@ def _fine_tune_all(
                     "weights": num_weights(weight_masks(fates, kernels)),
                     "pruned_channels": int(np.sum(chosen == Fate.PRUNED)),
                     "implanted_channels": int(np.sum(chosen == Fate.IMPLANTED)),
+                    "channel_traces": _to_json(traces) if criterion in _BY_TRACES else None,
                     "before": _measure(original, params, original.network.network_state),
                     **_fine_tune(original, params, seed, advance),
                 }
+
+
+def _to_json(traces: Mapping[str, ChannelTraces]) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {"mean": each.mean.tolist(), "standard_error": each.standard_error.tolist()}
+        for name, each in traces.items()
+    }
 
 
 def _advance(progress: Progress, task: TaskID, before: int, step: int, row: Row) -> None:

@@ -76,6 +76,7 @@ def test_all_criteria_are_fine_tuned_at_all_seeds(pruned):
         assert (each["implanted_channels"] > 0) == (each["criterion"] == "hessian + implant")
         assert each["after"]["test_loss"] != each["before"]["test_loss"]
         assert len(each["step_and_training_and_validation_loss"]) == 1
+        assert (each["channel_traces"] is None) == ("hessian" not in each["criterion"])
 
 
 def test_fine_tunings_of_one_network_differ_by_their_seed(pruned):
@@ -84,6 +85,17 @@ def test_fine_tunings_of_one_network_differ_by_their_seed(pruned):
     first, second = (each for each in found if each["criterion"] == "magnitude")
     assert first["before"] == second["before"]
     assert first["after"] != second["after"]
+
+
+def test_traces_have_standard_errors_and_depend_on_the_seed(pruned):
+    config, _ = pruned
+    found = read(config.run / "pruning")["fine_tunings"]
+    first, second = (each["channel_traces"] for each in found if each["criterion"] == "hessian")
+    assert first.keys() == second.keys()
+    for name, traces in first.items():
+        assert len(traces["mean"]) == len(traces["standard_error"]) > 0
+        assert min(traces["standard_error"]) > 0
+        assert traces["mean"] != second[name]["mean"]
 
 
 def test_the_table_is_shown_and_kept_with_a_figure(pruned):
