@@ -32,7 +32,7 @@ from experiments.errors import ConfigMismatchError, ExperimentError, SettingErro
 from experiments.json_file import Scalar, check_fields, read_json
 from experiments.models.resnet import ResNet
 from experiments.pruning.keep_zeros import KeepZeros
-from experiments.pruning.masks import Fate, choose_fates, num_weights, prune, weight_masks
+from experiments.pruning.masks import choose_fates, num_weights, prune, weight_masks
 from experiments.pruning.report import (
     BASELINE,
     CRITERIA,
@@ -252,7 +252,6 @@ def _fine_tune_all(
             for _, keep, criterion in (each for each in missing if each[0] == seed):
                 share = config.implant if criterion == IMPLANT else 0.0
                 fates = choose_fates(scores[criterion], kernels, keep, share)
-                chosen = np.concatenate(list(fates.values()))
                 progress.update(tuning, description=f"{criterion}, {keep:g}, seed {seed}")
                 params = prune(original.network.params, fates)
                 advance = functools.partial(_advance, progress, tuning, next(done))
@@ -261,8 +260,7 @@ def _fine_tune_all(
                     "keep": keep,
                     "criterion": criterion,
                     "weights": num_weights(weight_masks(fates, kernels)),
-                    "pruned_channels": int(np.sum(chosen == Fate.PRUNED)),
-                    "implanted_channels": int(np.sum(chosen == Fate.IMPLANTED)),
+                    "fates": {name: fate.tolist() for name, fate in fates.items()},
                     "channel_traces": _to_json(traces) if criterion in _BY_TRACES else None,
                     "before": _measure(original, params, original.network.network_state),
                     **_fine_tune(original, params, seed, advance),

@@ -73,7 +73,8 @@ def test_all_criteria_are_fine_tuned_at_all_seeds(pruned):
     for each in found:
         assert 0.4 * numbers["original"]["weights"] < each["weights"]
         assert each["weights"] <= 0.5 * numbers["original"]["weights"]
-        assert (each["implanted_channels"] > 0) == (each["criterion"] == "hessian + implant")
+        fates = set(itertools.chain.from_iterable(each["fates"].values()))
+        assert fates == ({0, 1, 2} if each["criterion"] == "hessian + implant" else {0, 2})
         assert each["after"]["test_loss"] != each["before"]["test_loss"]
         assert len(each["step_and_training_and_validation_loss"]) == 1
         assert (each["channel_traces"] is None) == ("hessian" not in each["criterion"])
