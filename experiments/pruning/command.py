@@ -34,10 +34,11 @@ from experiments.models.resnet import ResNet
 from experiments.pruning.keep_zeros import KeepZeros
 from experiments.pruning.masks import choose_fates, num_weights, prune, weight_masks
 from experiments.pruning.report import (
-    BASELINE,
     CRITERIA,
     HESSIAN,
     IMPLANT,
+    MAGNITUDE,
+    RANDOM,
     FineTuning,
     draw_figure,
     markdown,
@@ -315,8 +316,8 @@ def _score(traces: Mapping[str, ChannelTraces], kernels: Kernels, seed: int) -> 
     return {
         HESSIAN: sensitivity,
         IMPLANT: sensitivity,
-        BASELINE: magnitude(kernels),
-        "random": chance(seed, kernels),
+        MAGNITUDE: magnitude(kernels),
+        RANDOM: chance(seed, kernels),
     }
 
 

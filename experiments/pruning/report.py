@@ -1,4 +1,4 @@
-"""What fine-tunings of pruned networks say: a table, differences to magnitude pruning, a figure."""
+"""What fine-tunings of pruned networks say: a table, differences seed by seed, a figure."""
 
 import math
 import statistics
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 CONFIDENCE = 0.95
-BASELINE = "magnitude"
 
-HESSIAN, IMPLANT = "hessian", "hessian + implant"
-CRITERIA = (HESSIAN, IMPLANT, BASELINE, "random")
+HESSIAN, IMPLANT, MAGNITUDE, RANDOM = "hessian", "hessian + implant", "magnitude", "random"
+CRITERIA = (HESSIAN, IMPLANT, MAGNITUDE, RANDOM)
+COMPARED = ((HESSIAN, MAGNITUDE), (IMPLANT, MAGNITUDE), (RANDOM, MAGNITUDE), (IMPLANT, HESSIAN))
 
 # Okabe and Ito's colours; markers say the same without colour.
 STYLES = {
     HESSIAN: ("#0072B2", "o"),
     IMPLANT: ("#009E73", "s"),
-    BASELINE: ("#D55E00", "^"),
-    "random": ("#000000", "x"),
+    MAGNITUDE: ("#D55E00", "^"),
+    RANDOM: ("#000000", "x"),
 }
 
 FineTuning: TypeAlias = dict[str, Any]
@@ -29,7 +29,7 @@ FineTuning: TypeAlias = dict[str, Any]
 
 
 def markdown(original: dict[str, float], fine_tunings: Sequence[FineTuning]) -> str:
-    """Write the results as a table, and the differences to magnitude pruning as another.
+    """Write the results as a table, and the differences between criteria as another.
 
     Args:
         original: What was measured of the network before it was pruned, and its ``weights``.
@@ -60,35 +60,21 @@ def markdown(original: dict[str, float], fine_tunings: Sequence[FineTuning]) -> 
         f"{original['test_loss']:.4f}",
     )
     lines = [_line(headings), _line(["---"] * len(headings)), _line(unpruned)]
-    comparisons = [_line(("weights of convolutions", "criterion", "n", "accuracy", "loss"))]
-    comparisons.append(_line(["---"] * 5))
     for keep in _sizes(fine_tunings):
-        baseline = _chosen(fine_tunings, keep, BASELINE)
         for criterion in CRITERIA:
             runs = _chosen(fine_tunings, keep, criterion)
-            share, n = f"{100 * keep:g} %", str(len(runs))
             accuracies = [
                 _mean(_values(runs, when, "test_accuracy"), 100, 2, " %") for when in _WHEN
             ]
             losses = [_mean(_values(runs, when, "test_loss"), 1, 4) for when in _WHEN]
             weights = _mean([run["weights"] for run in runs], 1, 0)
-            lines.append(_line((share, criterion, n, weights, *accuracies, *losses)))
-            if criterion != BASELINE:
-                differences = [
-                    _difference(
-                        _values(runs, "after", name),
-                        _values(baseline, "after", name),
-                        scale,
-                        digits,
-                    )
-                    for name, scale, digits in (("test_accuracy", 100, 2), ("test_loss", 1, 4))
-                ]
-                comparisons.append(_line((share, criterion, n, *differences)))
+            n = str(len(runs))
+            lines.append(_line((_percent(keep), criterion, n, weights, *accuracies, *losses)))
     heading = (
-        f"Fine-tuned network minus that of magnitude pruning at the same seed, mean and "
-        f"{CONFIDENCE:.0%} interval; accuracy in points:"
+        f"Differences of fine-tuned networks, seed by seed: mean and {CONFIDENCE:.0%} interval, "
+        "accuracy in points."
     )
-    return "\n".join([*lines, "", heading, "", *comparisons]) + "\n"
+    return "\n".join([*lines, "", heading, "", *_comparisons(fine_tunings)]) + "\n"
 
 
 def draw_figure(original: dict[str, float], fine_tunings: Sequence[FineTuning]) -> Figure:
@@ -116,7 +102,7 @@ def draw_figure(original: dict[str, float], fine_tunings: Sequence[FineTuning]) 
                 label = criterion if place == 0 else None
                 axis.plot([x] * len(heights), heights, marker, color=color, label=label, alpha=0.7)
                 axis.hlines(heights.mean(), x - 0.07, x + 0.07, color=color, linewidth=2)
-        axis.set_xticks(range(len(sizes)), [f"{100 * keep:g} %" for keep in sizes])
+        axis.set_xticks(range(len(sizes)), [_percent(keep) for keep in sizes])
         axis.set(title=title, xlabel="weights of convolutions left")
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
@@ -124,6 +110,26 @@ def draw_figure(original: dict[str, float], fine_tunings: Sequence[FineTuning]) 
 
 
 _WHEN = ("before", "after")
+
+
+def _comparisons(fine_tunings: Sequence[FineTuning]) -> list[str]:
+    headings = ("weights of convolutions", "criterion", "minus", "n", "test accuracy", "test loss")
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    for keep in _sizes(fine_tunings):
+        for criterion, other in COMPARED:
+            runs, others = (_chosen(fine_tunings, keep, each) for each in (criterion, other))
+            differences = [
+                _difference(
+                    _values(runs, "after", name), _values(others, "after", name), scale, digits
+                )
+                for name, scale, digits in (("test_accuracy", 100, 2), ("test_loss", 1, 4))
+            ]
+            lines.append(_line((_percent(keep), criterion, other, str(len(runs)), *differences)))
+    return lines
+
+
+def _percent(keep: float) -> str:
+    return f"{100 * keep:g} %"
 
 
 def _sizes(fine_tunings: Iterable[FineTuning]) -> list[float]:
@@ -145,10 +151,8 @@ def _mean(values: Sequence[float], scale: float, digits: int, unit: str = "") ->
     return f"{statistics.fmean(scaled):,.{digits}f} ± {error:,.{digits}f}{unit}"
 
 
-def _difference(
-    values: Sequence[float], baseline: Sequence[float], scale: float, digits: int
-) -> str:
-    differences = [scale * (a - b) for a, b in zip(values, baseline, strict=True)]
+def _difference(values: Sequence[float], others: Sequence[float], scale: float, digits: int) -> str:
+    differences = [scale * (a - b) for a, b in zip(values, others, strict=True)]
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
     return f"{statistics.fmean(differences):+.{digits}f} ± {quantile * error:.{digits}f}"

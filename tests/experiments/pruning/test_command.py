@@ -17,7 +17,7 @@ from experiments.config import ModelConfig
 from experiments.errors import ConfigMismatchError, ExperimentError, RunningError, SettingError
 from experiments.pruning import command
 from experiments.pruning.command import PruneConfig, run_prune
-from experiments.pruning.report import CRITERIA
+from experiments.pruning.report import COMPARED, CRITERIA
 from experiments.training.run_directory import (
     claim_run_directory,
     hold_run_directory,
@@ -104,7 +104,7 @@ def test_the_table_is_shown_and_kept_with_a_figure(pruned):
     output_dir = config.run / "pruning"
     table = (output_dir / "pruning.md").read_text()
     assert table in said
-    assert table.count("| 50 % |") == 2 * len(CRITERIA) - 1
+    assert table.count("| 50 % |") == len(CRITERIA) + len(COMPARED)
     assert 0 < (output_dir / "pruning.png").stat().st_size < 100_000
 
 

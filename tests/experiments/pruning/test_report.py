@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from experiments.pruning.report import CRITERIA, STYLES, draw_figure, markdown
+from experiments.pruning.report import COMPARED, CRITERIA, STYLES, draw_figure, markdown
 
 ORIGINAL = {"weights": 8000, "test_accuracy": 0.98, "test_loss": 0.07}
 
@@ -57,10 +57,12 @@ def test_means_have_their_standard_error(tables):
 
 
 def test_differences_are_paired_and_have_an_interval(tables):
-    rows = {tuple(row[:2]): row[2:] for row in tables[1]}
-    assert {criterion for _, criterion in rows} == set(CRITERIA) - {"magnitude"}
+    rows = {tuple(row[:3]): row[3:] for row in tables[1]}
+    assert len(rows) == len(tables[1]) == 2 * len(COMPARED)
     # Student's quantile of 2 degrees of freedom is 4.30.
-    assert rows["50 %", "hessian + implant"] == ["3", "+2.00 ± 2.48", "+0.0000 ± 0.0000"]
+    for other in ("magnitude", "hessian"):
+        found = rows["50 %", "hessian + implant", other]
+        assert found == ["3", "+2.00 ± 2.48", "+0.0000 ± 0.0000"]
 
 
 def test_the_figure_has_a_marker_for_each_network():
