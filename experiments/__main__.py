@@ -16,6 +16,7 @@ from experiments.data.command import PrepareConfig, run_prepare
 from experiments.demo import DemoConfig, run_demo
 from experiments.errors import ExperimentError, explain_os_errors
 from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.pruning.command import PruneConfig, run_prune
 from experiments.report.command import ReportConfig, write_report
 from experiments.stability import StabilityConfig, run_stability
 from experiments.strength.command import StrengthConfig, run_strength
@@ -80,6 +81,16 @@ def demo(config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DEMO) -> None:
     """Train a small network plainly, with SEHT-D and in the recommended form, and compare them."""
     with explain_os_errors("run the demo", config.output_dir, "--output-dir", "its results"):
         run_demo(config, _console())
+
+
+def prune(config: Annotated[PruneConfig, tyro.conf.arg(name="")]) -> None:
+    """Prune channels of a trained network by the trace of their Hessian, and fine-tune it.
+
+    Beside it, at equal size, the same with implants, by magnitude and at random. The same command
+    goes on.
+    """
+    with explain_os_errors("prune", config.run, "--output-dir", "the results"):
+        run_prune(config, _console())
 
 
 def report(config: Annotated[ReportConfig, tyro.conf.arg(name="")]) -> None:
@@ -169,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Callable[[], None]:
     """Find out what is to be done; ends the program if that can not be understood."""
-    commands = (analyse, data, demo, report, stability, strength, sweep, train)
+    commands = (analyse, data, demo, prune, report, stability, strength, sweep, train)
     return tyro.extras.subcommand_cli_from_dict(
         {command.__name__: _later(command) for command in commands},
         args=arguments,

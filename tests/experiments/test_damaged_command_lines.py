@@ -33,6 +33,7 @@ LINES = [
     ["data", "prepare", "wikitext2", "--data-dir", "data"],
     ["report", "runs/sweeps/x"],
     ["analyse", "runs/digits/x", "--plain", "runs/digits/y", "--examples", "100"],
+    ["prune", "runs/digits/x", "--keep", "0.5", "0.2", "--implant", "0.2", "--seeds", "3"],
 ]
 RESULT = {
     "name": "digits",
@@ -58,6 +59,7 @@ def configs(monkeypatch, tmp_path):
         monkeypatch.setattr(command_line, name, do)
     monkeypatch.setattr(command_line, "write_report", do)
     monkeypatch.setattr(command_line, "run_analyse", do)
+    monkeypatch.setattr(command_line, "run_prune", do)
     monkeypatch.setattr(command_line, "join_processes", lambda devices: None)
     monkeypatch.chdir(tmp_path)
     return found

@@ -41,6 +41,7 @@ def trained(monkeypatch):
         (["data", "prepare"], ["cifar10", "cifar100", "--data-dir", "--archive"]),
         (["analyse"], ["RUN", "--plain", "--output-dir", "--examples", "--trace-probes"]),
         (["demo"], ["--seeds", "--epochs", "--output-dir"]),
+        (["prune"], ["RUN", "--keep", "--implant", "--seeds", "--output-dir"]),
         (["stability"], ["--lam", "--learning-rate", "--output-dir"]),
         (["train"], ["digits", "cifar10-small"]),
         (

@@ -1,0 +1,1 @@
+"""Hessian-aware pruning of residual networks, with implants: `python -m experiments prune`."""
