@@ -341,9 +341,11 @@ def _checksum(tree: PyTree, settings: Mapping[str, Any] | None) -> int:
 
 def _describe_arrays(tree: PyTree) -> int:
     """Compute a checksum of names, shapes and dtypes."""
+    # As they are stored: a typed key in an optimizer's state is its data there.
+    stored = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
     lines = [
         f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape} {leaf.dtype}"
-        for path, leaf in jax.tree.leaves_with_path(tree)
+        for path, leaf in jax.tree.leaves_with_path(stored)
     ]
     return zlib.crc32("\n".join(lines).encode())
 
