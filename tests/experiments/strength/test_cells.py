@@ -83,7 +83,14 @@ def test_every_task_has_a_loss_with_marked_outputs(name):
 
 
 # The others need a mark, which the tasks above have.
-@pytest.mark.parametrize("form", [form for form in FORMS if "gauss-newton" not in form])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=pytest.mark.long if "SEHT-D" in form else ())
+        for form in FORMS
+        if "gauss-newton" not in form
+    ],
+)
 def test_every_form_has_a_gradient_that_its_strength_scales(form):
     def quartic(params):
         return sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(params))

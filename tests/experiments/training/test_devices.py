@@ -69,7 +69,11 @@ def text(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "mesh"),
-    [("images", "data=4"), ("images", "data=2,model=2"), ("text", "data=2,model=2")],
+    [
+        pytest.param("images", "data=4", marks=pytest.mark.long),
+        ("images", "data=2,model=2"),
+        ("text", "data=2,model=2"),
+    ],
 )
 def test_it_ends_with_the_weights_of_one_device(request, tiny_digits, kind, mesh):
     config = dataclasses.replace(request.getfixturevalue(kind), method=(PENALTY,))
@@ -138,7 +142,10 @@ def test_weights_are_cut_along_the_largest_dimension_that_can_be(shape, expected
     assert weight_spec(shape, mesh) == expected
 
 
-@pytest.mark.parametrize(("first", "then"), [("data=4", None), (None, "data=2,model=2")])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [pytest.param("data=4", None, marks=pytest.mark.long), (None, "data=2,model=2")],
+)
 def test_a_checkpoint_is_gone_on_with_on_other_devices(images, tiny_digits, tmp_path, first, then):
     _, state = after(on(images, first), tiny_digits, 2)
     _, expected = after(on(images, first), tiny_digits, 2, state)
