@@ -3,6 +3,8 @@
 import os
 from pathlib import Path, PurePosixPath
 
+from experiments.errors import ExperimentError
+
 
 def path_inside(directory: Path, name: str) -> Path:
     """Join a name that was read somewhere to a directory, which it must not leave.
@@ -29,6 +31,26 @@ def path_inside(directory: Path, name: str) -> Path:
             "must be in it (the directory itself may be a link)"
         )
     return path
+
+
+def output_inside(directory: Path, name: str, what: str) -> Path:
+    """Choose a subdirectory for output, which may not be a link to somewhere else.
+
+    Args:
+        directory: The directory.
+        name: The subdirectory's name.
+        what: What goes there, for the message.
+
+    Returns:
+        The path, which need not exist.
+
+    Raises:
+        ExperimentError: If a symbolic link leads out of the directory.
+    """
+    try:
+        return path_inside(directory, name)
+    except ValueError as error:
+        raise ExperimentError(f"The {what} can not be written: {error}") from error
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from seht_jax.closed_loss import close_loss
 from seht_jax.curvature import Curvature
-from seht_jax.penalty import check_count, check_curvature, check_key, check_loss_fn, shared_key
+from seht_jax.penalty import check_estimator, shared_key
 from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import layer_table, module_layer, sample_probe
 from seht_jax.trace import curvature_product
@@ -73,10 +73,7 @@ def hutchinson_diagonal(
         Bekas, Kokiopoulou and Saad, *An estimator for the diagonal of a matrix* (2007). Yao et al.,
         *AdaHessian* (2021), section 3.2.
     """
-    check_loss_fn("loss_fn", loss_fn)
-    check_key(key)
-    check_curvature(curvature)
-    check_count("num_probes", num_probes)
+    check_estimator(loss_fn, key, curvature, num_probes)
 
     @functools.wraps(loss_fn, updated=())
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> DiagonalEstimate:

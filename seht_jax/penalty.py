@@ -392,6 +392,25 @@ def add_scaled(value: Array, lam: Array, estimate: Array) -> Array:
     return (value.astype(dtype) + scaled).astype(value.dtype)
 
 
+def check_estimator(loss_fn: Any, key: Any, curvature: Any, num_probes: Any) -> None:
+    """Check the arguments that all estimators along probes have.
+
+    Args:
+        loss_fn: A function of the params.
+        key: One PRNG key.
+        curvature: The name of a matrix.
+        num_probes: A whole number of at least 1.
+
+    Raises:
+        TypeError: If one has another type.
+        ValueError: If one is out of its range.
+    """
+    check_loss_fn("loss_fn", loss_fn)
+    check_key(key)
+    check_curvature(curvature)
+    check_count("num_probes", num_probes)
+
+
 def check_loss_fn(name: str, loss_fn: Any) -> None:
     """Check that an argument is a function.
 

@@ -27,7 +27,7 @@ from seht_jax.curvature import (
 from seht_jax.penalty import (
     check_count,
     check_curvature,
-    check_key,
+    check_estimator,
     check_loss_fn,
     check_switch,
     shared_key,
@@ -163,10 +163,7 @@ def masked_trace(
         >>> [round(x) for x in sorted(set(trace(params).samples.tolist()))]  # which were drawn
         [0, 6, 10, 16]
     """
-    check_loss_fn("loss_fn", loss_fn)
-    check_key(key)
-    check_curvature(curvature)
-    check_count("num_probes", num_probes)
+    check_estimator(loss_fn, key, curvature, num_probes)
     check_switch("rescale", rescale)
     p_layers, p_entries = probe_probabilities(p)
     scale = 1 / (p_layers * 2 * p_entries) if rescale else 1.0
@@ -235,10 +232,7 @@ def layer_traces(
         >>> {name: float(trace.mean) for name, trace in traces.items()}
         {'a': 6.0, 'b': 30.0}
     """
-    check_loss_fn("loss_fn", loss_fn)
-    check_key(key)
-    check_curvature(curvature)
-    check_count("num_probes", num_probes)
+    check_estimator(loss_fn, key, curvature, num_probes)
 
     @functools.wraps(loss_fn, updated=())
     def estimate(params: PyTree, /, *args: Any, **kwargs: Any) -> dict[str, TraceEstimate]:

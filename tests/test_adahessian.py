@@ -208,7 +208,10 @@ def test_an_average_of_the_users_is_given_paths_and_diagonals():
 
     params = {"dense": {"kernel": jnp.array([1.0, 3.0]), "bias": jnp.array([1.0, 3.0])}}
     tx = seht.scale_by_adahessian(KEY, eps=0.0, spatial_average=average)
-    cubes = lambda params: sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))  # noqa: E731
+
+    def cubes(params):
+        return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))
+
     _, (updates,), _ = run(tx, cubes, params, 1)
     assert seen == {("dense", "kernel"): (2,), ("dense", "bias"): (2,)}
     np.testing.assert_allclose(updates["dense"]["kernel"], [3 / 12, 27 / 12])
@@ -232,7 +235,10 @@ def test_settings_may_be_injected():
 
 def test_it_trains_a_network():
     case = networks.mlp(jnp.tanh)
-    value_fn = lambda params: without_aux(case.loss_fn)(params, case.batch)  # noqa: E731
+
+    def value_fn(params):
+        return without_aux(case.loss_fn)(params, case.batch)
+
     visited, _, _ = run(seht.adahessian(0.15, KEY), value_fn, case.params, 60)
     assert value_fn(visited[-1]) < 0.1 * value_fn(visited[0])
 
@@ -248,7 +254,10 @@ def test_low_precision_keeps_its_averages_in_float32():
 
 def test_it_compiles_once_and_draws_anew_on_each_step():
     case = networks.mlp(jnp.tanh)
-    value_fn = lambda params: without_aux(case.loss_fn)(params, case.batch)  # noqa: E731
+
+    def value_fn(params):
+        return without_aux(case.loss_fn)(params, case.batch)
+
     tx = seht.scale_by_adahessian(KEY, b2=0.0)
 
     @jax.jit
@@ -296,7 +305,10 @@ def part(x, params):
 def test_the_mean_over_devices_is_the_loss_of_the_whole_batch(two_devices):
     x = jax.random.normal(KEY, (4, 3))
     params = jnp.asarray(START)
-    mean = lambda x, params: jax.lax.pmean(part(x, params), "data")  # noqa: E731
+
+    def mean(x, params):
+        return jax.lax.pmean(part(x, params), "data")
+
     tx = seht.scale_by_adahessian(KEY)
     _, (expected,), _ = run(tx, functools.partial(part, x), params, 1)
     np.testing.assert_allclose(on_two_devices(two_devices, mean, params, x), expected, rtol=1e-8)

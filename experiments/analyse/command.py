@@ -35,7 +35,7 @@ from experiments.environment import describe_environment
 from experiments.errors import ConfigMismatchError, ExperimentError
 from experiments.json_file import check_fields, read_json
 from experiments.report.page import render_page
-from experiments.safe_files import path_inside, replace_file
+from experiments.safe_files import output_inside, replace_file
 from experiments.tasks.build import build_task
 from experiments.training.run_directory import write_json
 
@@ -81,7 +81,7 @@ def run_analyse(config: AnalyseConfig, console: Console) -> Path:
     if directory is not None:
         runs.append(read_finished_run(_named(directory), config.data_dir))
         differences = check_plain_twin(*runs)
-    output_dir = _output_directory(config, runs[0])
+    output_dir = config.output_dir or output_inside(runs[0].directory, "analysis", "analysis")
     _check_existing(output_dir, config.measure, runs)
     networks = _measure(config.measure, runs, console)
 
@@ -154,20 +154,6 @@ def _num_params(network: TrainedNetwork) -> int:
 def _named(directory: Path) -> Path:
     """Give a directory a name, by which what is beside it can be found: ``.`` has none."""
     return directory if directory.name and ".." not in directory.parts else directory.resolve()
-
-
-def _output_directory(config: AnalyseConfig, run: FinishedRun) -> Path:
-    """Choose where the page goes.
-
-    Raises:
-        ExperimentError: If that is a link that leads out of the run directory.
-    """
-    if config.output_dir is not None:
-        return config.output_dir
-    try:
-        return path_inside(run.directory, "analysis")
-    except ValueError as error:
-        raise ExperimentError(f"The analysis can not be written: {error}") from error
 
 
 def _check_existing(output_dir: Path, config: MeasureConfig, runs: Sequence[FinishedRun]) -> None:

@@ -53,7 +53,7 @@ from experiments.pruning.sensitivity import (
     hessian_sensitivity,
     magnitude,
 )
-from experiments.safe_files import path_inside, replace_file
+from experiments.safe_files import output_inside, replace_file
 from experiments.tasks.base import SPLITS
 from experiments.tasks.build import build_task
 from experiments.training.logging import add_run, make_progress, show
@@ -174,7 +174,7 @@ def run_prune(config: PruneConfig, console: Console) -> Path:
             f"RUN must be of digits-resnet or resnet18, not of {run.config.model.network}: "
             "channels are pruned with the normalisation behind their convolution"
         )
-    output_dir = _output_directory(config, run)
+    output_dir = config.output_dir or output_inside(run.directory, "pruning", "results")
     output_dir.mkdir(parents=True, exist_ok=True)
     with hold_run_directory(output_dir):
         settings = _settings(config, run)
@@ -363,20 +363,6 @@ def _as_png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=100)
     return file.getvalue()
-
-
-def _output_directory(config: PruneConfig, run: FinishedRun) -> Path:
-    """Choose where the results go.
-
-    Raises:
-        ExperimentError: If that is a link that leads out of the run directory.
-    """
-    if config.output_dir is not None:
-        return config.output_dir
-    try:
-        return path_inside(run.directory, "pruning")
-    except ValueError as error:
-        raise ExperimentError(f"The results can not be written: {error}") from error
 
 
 def _settings(config: PruneConfig, run: FinishedRun) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import tyro
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from experiments.errors import ExperimentError
 from experiments.json_file import check_fields, read_json
 from experiments.report.cost import costs
 from experiments.report.data import report_json, runs_csv
@@ -28,7 +27,7 @@ from experiments.report.tables import (
     result_table,
 )
 from experiments.report.theme import DARK, LIGHT
-from experiments.safe_files import path_inside, replace_file
+from experiments.safe_files import output_inside, replace_file
 from experiments.training.run_directory import write_json
 
 EXACT_TRACE = "exact_trace.json"
@@ -79,7 +78,8 @@ def write_report(config: ReportConfig, console: Console) -> Path:
     ]
     text = (sweep.title, f"Sweep {sweep.name}, {sweep.num_seeds} seeds.", parts, _made_with(sweep))
 
-    output = _output_directory(config.directory)
+    output = output_inside(config.directory, "report", "report")
+    output.mkdir(exist_ok=True)
     for picture in pictures:
         replace_file(output / f"{picture.name}.png", _png(picture.light))
     write_json(output / "report.json", report_json(sweep, summaries, cost))
@@ -95,20 +95,6 @@ def write_report(config: ReportConfig, console: Console) -> Path:
         markup=False,
     )
     return page
-
-
-def _output_directory(directory: Path) -> Path:
-    """Make the directory of the report, which may not be somewhere else.
-
-    Raises:
-        ExperimentError: If it is a link that leads out of the sweep's.
-    """
-    try:
-        output = path_inside(directory, "report")
-    except ValueError as error:
-        raise ExperimentError(f"The report can not be written: {error}") from error
-    output.mkdir(exist_ok=True)
-    return output
 
 
 def _png(figure: Figure) -> bytes:

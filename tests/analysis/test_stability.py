@@ -128,7 +128,9 @@ def test_where_the_field_does_not_vanish_there_is_no_equilibrium():
     ],
 )
 def test_tolerances(tolerances, kind):
-    field = lambda x: -jnp.array([1.0, 0.5]) * x  # noqa: E731
+    def field(x):
+        return -jnp.array([1.0, 0.5]) * x
+
     assert classify(field, jnp.array([5e-3, 0.0]), **tolerances).kind == kind
 
 
@@ -156,7 +158,10 @@ def test_a_gradient_that_is_not_0_is_no_equilibrium():
 
 def test_low_precision_is_classified_too():
     params = {"w": jnp.zeros(2, jnp.bfloat16), "b": jnp.zeros((), jnp.float32)}
-    loss_fn = lambda p: (p["w"] ** 2).sum().astype(jnp.float32) + p["b"] ** 2  # noqa: E731
+
+    def loss_fn(p):
+        return (p["w"] ** 2).sum().astype(jnp.float32) + p["b"] ** 2
+
     found = classify_params(loss_fn, params)
     assert found.kind == "asymptotically stable"
     np.testing.assert_allclose(found.eigenvalues, [-2, -2, -2])
@@ -207,7 +212,9 @@ def test_the_condition_is_what_gradient_descent_does(learning_rate):
     eigenvalues = -classify_params(loss_fn, jnp.zeros(2)).eigenvalues.real
 
     def descend(start):
-        step = lambda _, x: x - learning_rate * jax.grad(loss_fn)(x)  # noqa: E731
+        def step(_, x):
+            return x - learning_rate * jax.grad(loss_fn)(x)
+
         return jax.lax.fori_loop(0, 200, step, start)
 
     distance = jnp.linalg.norm(jax.jit(descend)(jnp.array([1e-3, 1e-3])))
