@@ -142,7 +142,7 @@ def test_the_gradient_ends_at_the_carried_states(task):
     assert abs(float(moved - second_alone(params))) > 1e-4
 
 
-@pytest.mark.parametrize("network", ["lstm", "gru"])
+@pytest.mark.parametrize("network", ["lstm", pytest.param("gru", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "method",
     [*METHODS, pytest.param(SehtD(lam=1e2, p=0.5), marks=pytest.mark.long)],
@@ -186,7 +186,7 @@ def in_float64():
     [
         (DROPPING_LSTM, "hessian", (0.6, 0.4)),
         (DROPPING_LSTM, "gauss_newton", None),
-        (TRANSFORMER, "hessian", (0.6, 0.4)),
+        pytest.param(TRANSFORMER, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TRANSFORMER, "gauss_newton", None),
         pytest.param(TIED_GRU, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TIED_GRU, "gauss_newton", None),

@@ -72,7 +72,7 @@ def text(tmp_path):
     [
         pytest.param("images", "data=4", marks=pytest.mark.long),
         ("images", "data=2,model=2"),
-        ("text", "data=2,model=2"),
+        pytest.param("text", "data=2,model=2", marks=pytest.mark.long),
     ],
 )
 def test_it_ends_with_the_weights_of_one_device(request, tiny_digits, kind, mesh):

@@ -44,12 +44,19 @@ def weights_of(place, number=0):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
-def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_property):
+@pytest.mark.parametrize(
+    ("dtype", "numbers"),
+    [
+        ("float64", (2,)),
+        pytest.param("float64", (4,), marks=pytest.mark.long),
+        pytest.param("float32", (2, 4), marks=pytest.mark.long),
+    ],
+)
+def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, numbers, record_property):
     script = checkout / "tests" / "distributed_run.py"
     x64 = {"JAX_ENABLE_X64": "1" if dtype == "float64" else "0"}
     found = {}
-    for number in (1, 2, 4):
+    for number in (1, *numbers):
         place, port = tmp_path / str(number), free_port()
         end(
             [
@@ -60,7 +67,7 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_pr
         found[number] = [weights_of(place, process) for process in range(number)]
     (expected,) = found[1]
     assert expected[0].dtype == dtype
-    for number in (2, 4):
+    for number in numbers:
         largest = 0.0
         for weights in found[number]:
             for one, other in zip(weights, expected, strict=True):
