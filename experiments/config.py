@@ -215,17 +215,19 @@ class LanguageModelConfig:
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
-    algorithm: Literal["sgd", "adam"] = "sgd"
-    """Stochastic gradient descent with momentum, or Adam."""
+    algorithm: Literal["sgd", "adam", "adahessian"] = "sgd"
+    """Stochastic gradient descent with momentum, Adam, or AdaHessian: Adam with the diagonal of the
+    Hessian of what is minimised, whose published learning rate is 0.15."""
     learning_rate: float = 0.05
     """Learning rate at the start."""
     schedule: Literal["cosine", "steps", "plateau"] = "cosine"
     """cosine: half a cosine to zero. steps: divided by 5 after 30, 60 and 80 % of the steps.
     plateau: divided by 4 after every epoch whose validation loss is not the lowest so far."""
     momentum: float = 0.9
-    """Momentum; Adam's beta1."""
+    """Momentum; beta1 of Adam and AdaHessian."""
     weight_decay: float = 5e-4
-    """L2 decay, added to the gradient of every parameter."""
+    """L2 decay, added to the gradient of every parameter; of AdaHessian, as published, to the
+    rescaled gradient."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient, the penalty's part included; 0 is no bound."""
     accumulate: int = 1
@@ -241,6 +243,11 @@ class OptimizerConfig:
             raise ValueError(f"learning_rate must be finite and above 0, not {self.learning_rate}")
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
+        if self.algorithm == "adahessian" and self.accumulate > 1:
+            raise ValueError(
+                f"accumulate must be 1 with adahessian, not {self.accumulate}: it takes the loss's "
+                "Hessian, and only the loss of the last batch is at hand"
+            )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
         for name in ("weight_decay", "clip_norm"):

@@ -43,6 +43,7 @@ from seht_jax.probes import (
     probe_probabilities,
     sample_probe,
 )
+from seht_jax.sharding import shaped_like
 
 
 class TraceEstimate(NamedTuple):
@@ -305,11 +306,11 @@ def exact_trace(
         dtype = accumulation_dtype(loss.dtype)
 
         def diagonal_entry(leaf: int, entry: Array) -> Array:
-            shape, leaf_dtype = leaves[leaf].shape, leaves[leaf].dtype
-            basis = jnp.zeros(leaves[leaf].size, leaf_dtype).at[entry].set(1).reshape(shape)
-            basis = as_varying(basis, varying_axes(leaves[leaf]))
+            flat = jnp.zeros(leaves[leaf].size, leaves[leaf].dtype).at[entry].set(1)
+            basis = as_varying(shaped_like(flat, leaves[leaf]), varying_axes(leaves[leaf]))
             product = product_with(loss, operands, {leaf: basis})[leaf]
-            return product.reshape(-1)[entry].astype(dtype)
+            # Devices that share the leaf would have to send it, were the entry looked up.
+            return jnp.sum(jnp.where(basis == 1, product, 0)).astype(dtype)
 
         total = jnp.zeros((), dtype)
         for leaf in table.probed:

@@ -1,9 +1,11 @@
 """What importing the library does, and what it offers."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jaxtyping
@@ -78,6 +80,38 @@ def test_every_public_name_is_documented(module, name):
         assert re.findall(r"^    (\w+):", documented, re.MULTILINE) == list(names)
     for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
+
+
+def raised(function, seen):
+    """Name the errors that a function of the library, or one that it uses, may raise."""
+    if function in seen:
+        return set()
+    seen.add(function)
+    names = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise):
+            names.add(ast.unparse(node.exc.func))
+        elif isinstance(node, ast.Name):
+            used = inspect.unwrap(function).__globals__.get(node.id)
+            if inspect.isfunction(used) and used.__module__.startswith("seht_jax"):
+                names |= raised(used, seen)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (module, name)
+        for module in MODULES
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name))
+    ],
+)
+def test_every_error_is_documented(module, name):
+    function = getattr(module, name)
+    section = inspect.getdoc(function).partition("\nRaises:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^    (\w+):", section, re.MULTILINE)
+    assert set(documented) == raised(function, set())
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,12 @@ def test_a_number_that_would_spoil_the_optimizer_is_named(field, value):
         OptimizerConfig(**{field: value})
 
 
+def test_adahessian_needs_the_loss_of_all_batches_that_are_averaged():
+    OptimizerConfig(algorithm="adahessian")
+    with pytest.raises(ValueError, match="accumulate must be 1 with adahessian, not 2"):
+        OptimizerConfig(algorithm="adahessian", accumulate=2)
+
+
 @pytest.mark.parametrize(
     ("name", "least"), [("train_images", 1), ("test_images", 1), ("validation_size", 0)]
 )

@@ -134,6 +134,24 @@ def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
         assert all(row["trace_estimate"] > 0 for row in log_of(config))
 
 
+def test_adahessian_trains_and_a_run_with_it_is_resumed(
+    plain, tmp_path, digits, console, monkeypatch
+):
+    optimizer = OptimizerConfig(algorithm="adahessian", learning_rate=0.15)
+    config = dataclasses.replace(plain, optimizer=optimizer, trace_examples=0)
+    interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
+    train(config, console)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted, console)
+    train(interrupted, console)
+    assert "Going on from step 8" in console.file.getvalue()
+    chex.assert_trees_all_equal(last_state(interrupted, digits), last_state(config, digits))
+    losses = [row["loss"] for row in log_of(config) if "loss" in row]
+    assert losses[-1] < 0.95 * losses[0]
+
+
 def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
     config, _ = whole
     directory = config.run_dir / "checkpoints"
