@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from experiments.errors import ExperimentError
+from experiments.errors import SettingError, option
 from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
 from experiments.sweep.definition import with_epochs
@@ -56,15 +56,15 @@ class SweepConfig:
         """Check the numbers and the storage.
 
         Raises:
-            ExperimentError: If there is no seed, too many, or no epoch.
+            SettingError: If there is no seed, too many, or no epoch.
             StorageError: If the storage is of no kind that workers can share.
         """
         for name in ("seeds", "epochs"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                raise ExperimentError(f"{name} must be at least 1, not {number}")
+                raise SettingError(f"{option(name)} must be at least 1, not {number}")
         if self.seeds is not None and self.seeds > MOST_SEEDS:
-            raise ExperimentError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
+            raise SettingError(f"--seeds must be at most {MOST_SEEDS}, not {self.seeds}")
         if self.storage is not None:
             parse_storage_url(self.storage)  # before anything is written
 

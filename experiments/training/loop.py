@@ -20,7 +20,7 @@ from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.load import load_data
-from experiments.errors import DivergedError, SettingError
+from experiments.errors import DivergedError, SettingError, option
 from experiments.regularizers import InitialNetwork, describe_method
 from experiments.tasks.base import SPLITS, Evaluator, Task
 from experiments.tasks.build import build_task
@@ -189,7 +189,7 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
     parts = 1 if mesh is None else mesh.shape["data"]
     if config.batch_size % parts:
         raise SettingError(
-            f"batch_size must be a multiple of the {parts} devices over which it is spread, not "
+            f"--batch-size must be a multiple of the {parts} devices over which it is spread, not "
             f"{config.batch_size}"
         )
     if not task.size("validation"):
@@ -199,7 +199,7 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
         ):
             if value == wanted:
                 raise SettingError(
-                    f"{setting}={wanted} needs validation data, and none are held out"
+                    f"{option(setting)} {wanted} needs validation data, and none are held out"
                 )
     return task
 

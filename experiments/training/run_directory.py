@@ -14,7 +14,7 @@ from experiments.config import TrainConfig, check_settings, complete_settings, t
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError
+from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError, option
 from experiments.file_lock import owner_lock
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
 from experiments.safe_files import path_inside, replace_file, temporary_path
@@ -24,6 +24,9 @@ _LOCK = "run.lock"
 
 CHECKSUM = "data.checksum"
 """The setting of a run that `to_json` does not write: the checksum of its data."""
+
+# What a run is told apart by and no option sets.
+_NO_OPTIONS = {"name": "the preset", CHECKSUM: "the checksum of the data"}
 
 _RESULT_FIELDS = {
     "name": str,
@@ -245,7 +248,8 @@ def _check_result(value: Any) -> dict[str, Any]:
 def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
     nothing = "(not set)"
     lines = [
-        f"  {name}: there {existing.get(name, nothing)}, asked for {wanted.get(name, nothing)}"
+        f"  {_NO_OPTIONS.get(name) or option(name)}: there {existing.get(name, nothing)}, asked "
+        f"for {wanted.get(name, nothing)}"
         for name in sorted(existing | wanted)
         if existing.get(name, nothing) != wanted.get(name, nothing)
     ]

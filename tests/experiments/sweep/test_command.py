@@ -117,8 +117,7 @@ def test_the_command_line_runs_it(tiny_sweep, monkeypatch):
 
 
 def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(["sweep", "digits-smal"])
+    assert command_line.main(["sweep", "digits-smal"]) == 2
     captured = capsys.readouterr()
     assert "digits-small" in captured.out + captured.err
 
@@ -126,4 +125,4 @@ def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
 @pytest.mark.parametrize("name", ["seeds", "epochs"])
 def test_numbers_out_of_range_are_explained_without_a_traceback(name, capsys):
     assert command_line.main(["sweep", "digits-small", f"--{name}", "0"]) == 1
-    assert f"{name} must be at least 1, not 0" in capsys.readouterr().err
+    assert f"error: --{name} must be at least 1, not 0" in capsys.readouterr().err

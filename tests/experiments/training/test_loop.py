@@ -173,9 +173,9 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     with pytest.raises(ConfigMismatchError) as caught:
         train(changed, console)
     message = str(caught.value)
-    assert "seed: there 0, asked for 7" in message
-    assert "optimizer.learning_rate: there 0.05, asked for 0.5" in message
-    assert "method: there ['plain'], asked for ['seht-h:" in message
+    assert "--seed: there 0, asked for 7" in message
+    assert "--learning-rate: there 0.05, asked for 0.5" in message
+    assert "--method: there ['plain'], asked for ['seht-h:" in message
     assert "epochs" not in message
     assert "--run-dir" in message
     assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
@@ -185,8 +185,8 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     ("method", "accumulate", "message"),
     [
         ((Cutout(size=9),), 1, "size 9 is larger than the images, 8x8"),
-        ((), 21, "accumulate must be at most the 20 steps of the run, .* not 21"),
-        ((SAM(),), 2, "sam can not be used with accumulate=2"),
+        ((), 21, "--accumulate must be at most the 20 steps of the run, .* not 21"),
+        ((SAM(),), 2, "sam can not be used with --accumulate 2"),
     ],
 )
 def test_settings_that_do_not_fit_leave_no_directory(plain, console, method, accumulate, message):
@@ -224,7 +224,7 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
     message = str(caught.value)
     assert "diverged at step 2 (" in message
     assert "the steps up to 1 were finite" in message
-    assert "finite. Try a smaller learning_rate or a clip_norm above 0. Newest" in message
+    assert "finite. Try a smaller --learning-rate or a --clip-norm above 0. Newest" in message
     assert "Newest checkpoint: step 1." in message
     assert message.endswith(f"The state before it went wrong is in {config.run_dir / 'diverged'}.")
     assert not (config.run_dir / "result.json").exists()
