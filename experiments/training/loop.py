@@ -462,10 +462,10 @@ class _Run:
         restored = self.checkpoints.restore(state, best, warn=self._warn)
         if restored is not None:
             state, best = restored
-            self.console.print(f"Going on from step {int(state.step)} in {self.directory}.")
+            self._say(f"Going on from step {int(state.step)} in {self.directory}.")
         else:
             method = " ".join(describe_method(config.method))
-            self.console.print(f"Training {method} in {self.directory}.")
+            self._say(f"Training {method} in {self.directory}.")
         with self.console.status("Compiling the training step"):
             self.experiment.warm_up(state)
         all_restores = self._restores_before(int(state.step))
@@ -550,6 +550,9 @@ class _Run:
                     checkpoints.save(state, best)
             sentences.append(f"The state before it went wrong is in {place}.")
         return " ".join(sentences)
+
+    def _say(self, message: str) -> None:
+        self.console.print(message, highlight=False, soft_wrap=True)
 
     def _warn(self, message: str) -> None:
         self.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
