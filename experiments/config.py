@@ -479,6 +479,24 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
     return json.loads(json.dumps(flat))
 
 
+def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out how often is logged and saved, which may change when a run is gone on with.
+
+    Where a run that diverges goes back to its newest checkpoint, how often one is written decides
+    from where it goes on, so that it stays.
+
+    Args:
+        settings: What `to_json` or `complete_settings` returned, and perhaps more.
+
+    Returns:
+        Those on which weights and result depend.
+    """
+    free = {"log_every"}
+    if settings["on_divergence"] != "restore":
+        free.add("checkpoint_every")
+    return {name: value for name, value in settings.items() if name not in free}
+
+
 def check_settings(stored: Any) -> dict[str, Any]:
     """Check that a value from a file can be what `to_json` returned, now or in an earlier version.
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import TrainConfig, check_settings, complete_settings, to_json
+from experiments.config import (
+    TrainConfig,
+    check_settings,
+    complete_settings,
+    deciding_settings,
+    to_json,
+)
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
@@ -44,6 +50,8 @@ def claim_run_directory(
 ) -> dict[str, Any]:
     """Make a run directory, or check that an existing one belongs to the same run.
 
+    Its ``config.json`` stays as it was written when the run began.
+
     Args:
         directory: The run directory.
         config: The configuration of the run.
@@ -61,11 +69,11 @@ def claim_run_directory(
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:
-        existing = complete_settings(existing)
-        if existing != settings:
+        there, wanted = map(deciding_settings, (complete_settings(existing), settings))
+        if there != wanted:
             raise ConfigMismatchError(
                 f"{directory} holds a run with another configuration:\n"
-                + _difference(existing, settings)
+                + _difference(there, wanted)
                 + "\nPass another --run-dir, or the settings of the run that is there to go on "
                 "with it."
             )

@@ -14,6 +14,7 @@ from experiments.config import (
     TextConfig,
     TrainConfig,
     complete_settings,
+    deciding_settings,
     from_json,
     to_json,
 )
@@ -179,6 +180,25 @@ def test_settings_that_can_not_be_are_not_read(change, message):
 def test_places_are_no_settings():
     moved = TrainConfig(run_dir=Path("a"), data=DataConfig("cifar10", data_dir=Path("b")))
     assert to_json(moved) == to_json(TrainConfig(data=DataConfig("cifar10")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"log_every": 7}, True),
+        ({"checkpoint_every": 7}, True),
+        ({"log_every": 7, "on_divergence": "restore"}, True),
+        ({"checkpoint_every": 7, "on_divergence": "restore"}, False),
+        ({"trace_probes": 7}, False),
+        ({"epochs": 7}, False),
+        ({"reported": "best"}, False),
+    ],
+)
+def test_how_often_is_logged_and_saved_decides_nothing(changes, same):
+    plain = TrainConfig(on_divergence=changes.get("on_divergence", "stop"))
+    settings = (to_json(config) for config in (plain, dataclasses.replace(plain, **changes)))
+    first, second = map(deciding_settings, settings)
+    assert (first == second) == same
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert "Going on from step" in console.file.getvalue()
 
 
+def test_a_run_may_be_resumed_with_other_intervals(whole, tmp_path, digits, console, monkeypatch):
+    whole_config, expected = whole
+    config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, console)
+    began_with = (config.run_dir / "config.json").read_bytes()
+    changed = dataclasses.replace(
+        config, log_every=7, checkpoint_every=5, keep_checkpoints=3, keep_checkpoints_every=6
+    )
+    found = train(changed, console)
+    assert "Going on from step 8" in console.file.getvalue()
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
+    assert [row["step"] for row in log_of(config)] == [3, 4, 6, 8, 10, 14, 15, 20]
+    assert found["validation_loss"] == expected["validation_loss"]
+    assert found["test_loss"] == expected["test_loss"]
+    assert (config.run_dir / "config.json").read_bytes() == began_with
+    assert train(config, console) == found  # finished, whichever they are
+
+
 @pytest.mark.parametrize(
     ("model", "method"),
     [
