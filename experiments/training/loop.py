@@ -45,7 +45,7 @@ from experiments.training.logging import (
     show,
 )
 from experiments.training.plateau import after_epoch, is_lower
-from experiments.training.preemption import Terminated, catch_termination
+from experiments.training.preemption import Terminated, catch_termination, end_at_termination
 from experiments.training.run_directory import (
     claim_run_directory,
     hold_run_directory,
@@ -119,11 +119,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         if is_first_process():
             record_start(directory)
         run = _Run(experiment, directory, checkpoints, console)
-        with catch_termination() as ends_at:
-            state, best = run.train(ends_at)
-        wait_for_all("train")
-        result = _summarise(experiment, state, best, read_log(directory / LOG))
-        checkpoints.finish()
+        with end_at_termination("Told to end while the result was measured; all steps are saved."):
+            with catch_termination() as ends_at:
+                state, best = run.train(ends_at)
+            wait_for_all("train")
+            result = _summarise(experiment, state, best, read_log(directory / LOG))
+            checkpoints.finish()
         if is_first_process():
             write_result(directory, result)
         checkpoints.keep_newest()

@@ -171,6 +171,17 @@ def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
     assert "This run is finished" in console.file.getvalue()
 
 
+def test_a_run_that_is_told_to_end_while_it_measures_says_what_is_kept(plain, console, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "experiments.training.loop._summarise", lambda *_: signal.raise_signal(signal.SIGTERM)
+        )
+        with pytest.raises(Terminated, match="while the result was measured; all steps are saved"):
+            train(plain, console)
+    assert "test_loss" in train(plain, console)
+    assert "Going on from step 20 in" in console.file.getvalue()
+
+
 def test_log_and_result(plain, console):
     result = train(plain, console)
     rows = read_log(plain.run_dir / "metrics.jsonl")
