@@ -30,6 +30,17 @@ from experiments.training.summary import summary_table
 
 PROGRAM = "python -m experiments"
 
+DESCRIPTION = """Experiments with Hessian-trace regularization.
+
+To begin with, none of which needs a download:
+
+    python -m experiments train digits                  (the recommended form)
+    python -m experiments train digits --method plain   (the same without it)
+    python -m experiments train digits --help           (all settings)
+    python -m experiments sweep digits-small            (three methods, by seeds)
+    python -m experiments report runs/sweeps/digits-small
+"""
+
 # The words that may begin a command line, and what the last of them has options for.
 WORDS: dict[str, Any] = {
     "analyse": AnalyseConfig,
@@ -204,7 +215,7 @@ def _parse(arguments: list[str]) -> Callable[[], None]:
         {command.__name__: _later(command) for command in commands},
         args=arguments,
         prog=PROGRAM,
-        description="Experiments with Hessian-trace regularization.",
+        description=DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
 

@@ -361,6 +361,7 @@ class TrainConfig:
     data: tyro.conf.AvoidSubcommands[DataConfig | TextConfig] = DataConfig()
     model: tyro.conf.AvoidSubcommands[ModelConfig | LanguageModelConfig] = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its schedule."""
     method: Method = (GaussNewton(),)
     """How the run is regularized: plain, or one word per method such as
     seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200; docs/methods.md has them all."""

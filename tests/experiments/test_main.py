@@ -36,7 +36,7 @@ def trained(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["data", "demo", "train"]),
+        ([], ["data", "demo", "train", "python -m experiments train digits --method plain"]),
         (["data"], ["prepare"]),
         (["data", "prepare"], ["cifar10", "cifar100", "--data-dir", "--archive"]),
         (["analyse"], ["RUN", "--plain", "--output-dir", "--examples", "--trace-probes"]),
