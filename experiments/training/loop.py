@@ -108,7 +108,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return result
     experiment = build_experiment(config, data)
     with (
-        hold_run_directory(directory) if is_first_process() else contextlib.nullcontext(),
+        _hold_together(directory),
         Checkpoints(
             directory / CHECKPOINTS,
             settings=settings,
@@ -513,8 +513,8 @@ class _Run:
                 loss = row.get("validation/loss")
                 if best is not None and loss is not None and is_lower(loss, best.loss):
                     best = experiment.new_best(state, round(row["epoch"]), loss)
-                if log is not None:
-                    log.write(step, row)
+                # In turn: if the disk is full, the other processes would wait for this one.
+                in_turn("write the log", functools.partial(_write, log, step, row))
                 show(progress, task, step, row)
                 is_last = step == experiment.num_steps
                 ends = ends_at(step)
@@ -557,6 +557,24 @@ class _Run:
 
     def _warn(self, message: str) -> None:
         self.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _hold_together(directory: Path) -> Iterator[None]:
+    """Hold a run directory in the first process; if it can not, no process goes on."""
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            if is_first_process():
+                held.enter_context(hold_run_directory(directory))
+
+        in_turn("hold the run directory", hold)
+        yield
+
+
+def _write(log: RunLog | None, step: int, row: Row) -> None:
+    if log is not None:
+        log.write(step, row)
 
 
 def _summarise(
