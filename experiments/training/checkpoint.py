@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int, PyTree
 
-from experiments.config import complete_settings
+from experiments.config import complete_settings, deciding_settings
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
 from experiments.training.devices import is_first_process, wait_for_all
 from experiments.training.fingerprint import fingerprint
@@ -236,7 +236,7 @@ class Checkpoints:
         """
         wanted, settings = self._settings, written["settings"]
         # Settings that this version has and an earlier one had not have their defaults.
-        if wanted and settings and complete_settings(settings) != wanted:
+        if wanted and settings and _differ(complete_settings(settings), wanted):
             raise ConfigMismatchError(
                 f"The checkpoint of step {step} in {self._directory} belongs to another run "
                 "than the directory that it is in. Put back the one that was there."
@@ -331,6 +331,10 @@ def _from_tree(tree: Mapping[str, Any]) -> tuple[TrainState, Best | None]:
     )
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     return state, Best(**tree["best"]) if "best" in tree else None
+
+
+def _differ(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return deciding_settings(settings) != deciding_settings(others)
 
 
 def _checksum(tree: PyTree, settings: Mapping[str, Any] | None) -> int:

@@ -83,13 +83,13 @@ def check_accumulation(
     """
     if config.accumulate > num_steps:
         raise SettingError(
-            f"accumulate must be at most the {num_steps} steps of the run, or the weights never "
+            f"--accumulate must be at most the {num_steps} steps of the run, or the weights never "
             f"change, not {config.accumulate}"
         )
     for part in method:
         if config.accumulate > 1 and part.why_not_accumulate:
             raise SettingError(
-                f"the method {part.name} can not be used with accumulate={config.accumulate}: "
+                f"the method {part.name} can not be used with --accumulate {config.accumulate}: "
                 f"{part.why_not_accumulate}"
             )
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import stability
-from experiments.errors import DivergedError
+from experiments.errors import DivergedError, SettingError
 from experiments.stability import (
     FLAT,
     SHARP,
@@ -151,11 +151,11 @@ def test_a_descent_that_diverges_is_explained(tmp_path, console):
     ("field", "value", "message"),
     [
         ("lam", 0.0, "lam must be finite and above 0, not 0.0"),
-        ("learning_rate", float("inf"), "learning_rate must be finite and above 0, not inf"),
+        ("learning_rate", float("inf"), "--learning-rate must be finite and above 0, not inf"),
         ("steps", 0, "steps must be at least 1, not 0"),
         ("seeds", 0, "seeds must be at least 1, not 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(field, value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         StabilityConfig(**{field: value})

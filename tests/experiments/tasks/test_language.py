@@ -266,7 +266,7 @@ def test_dropout_is_refused_where_the_network_has_none(text):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train": 10}, "the 10 training tokens are too few for a step: batch_size 2 .* length 5"),
+        ({"train": 10}, "10 training tokens are too few for a step: --batch-size 2 .* --length 5"),
         ({"test": 19}, "the test text must have at least 20 tokens, or none, not 19"),
     ],
 )

@@ -142,7 +142,9 @@ def test_clipping_is_optional_and_of_the_norm_over_all_params(clip_norm, share):
 
 
 def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
-    with pytest.raises(SettingError, match="batch_size 100 is larger than the 40 training images"):
+    with pytest.raises(
+        SettingError, match="--batch-size 100 is larger than the 40 training images"
+    ):
         build_experiment(plain, tiny_digits)
 
 
@@ -282,7 +284,9 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
 @pytest.mark.parametrize("method", [SAM(), SehtShare()])
 def test_methods_of_one_batch_do_not_go_with_accumulated_gradients(method):
     config = OptimizerConfig(accumulate=2)
-    with pytest.raises(SettingError, match=f"{method.name} can not be used with accumulate=2: it"):
+    with pytest.raises(
+        SettingError, match=f"{method.name} can not be used with --accumulate 2: it"
+    ):
         check_accumulation(config, 10, (method,))
 
 
