@@ -19,6 +19,7 @@ from experiments.config import complete_settings, deciding_settings
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
 from experiments.training.devices import is_first_process, wait_for_all
 from experiments.training.fingerprint import fingerprint
+from experiments.training.heap import return_free_memory
 from experiments.training.state import TrainState
 
 KEPT = 2
@@ -136,13 +137,14 @@ class Checkpoints:
             )
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is complete.
+        """Wait until the last checkpoint is complete, and return the memory that writing it took.
 
         Raises:
             OSError: If it could not be written.
         """
         with _as_os_errors():
             self._manager.wait_until_finished()
+        return_free_memory()
 
     def keep_newest(self) -> None:
         """Delete all checkpoints but the newest, and those that are kept for good."""
