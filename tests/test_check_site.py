@@ -1,6 +1,8 @@
 """Which links of a site lead nowhere."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +65,12 @@ def test_each_is_a_warning_of_mkdocs(site, caplog):
     ((logger, level, _),) = caplog.record_tuples
     assert logger.startswith("mkdocs.")
     assert level == logging.WARNING
+
+
+def test_the_build_counts_its_warnings():
+    """MkDocs drops them before it counts them if it is told to be quiet."""
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\t.*mkdocs build(.*)$", makefile, re.MULTILINE)
+    assert "-q" not in command
+    settings = (Path(__file__).parents[1] / "mkdocs.yml").read_text(encoding="utf-8")
+    assert re.search(r"^strict: true\b", settings, re.MULTILINE)
