@@ -232,6 +232,9 @@ def layer_traces(
         >>> traces = layer_traces(loss_fn, jax.random.key(0), num_probes=2)(params)
         >>> {name: float(trace.mean) for name, trace in traces.items()}
         {'a': 6.0, 'b': 30.0}
+
+    References:
+        Eqs. (10) and (11) of Liu, Yu and Lin (2022), of which these are the parts by layer.
     """
     check_estimator(loss_fn, key, curvature, num_probes)
 

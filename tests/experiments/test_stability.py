@@ -97,6 +97,19 @@ def test_seht_leaves_the_sharp_minimum_for_the_flat_one_if_it_is_strong_enough(s
     assert np.sign(path[-1, 0]) == side
 
 
+def test_the_figures_in_the_documents():
+    """λ = 0.0230 is critical; of 20 runs all end on the flat side, at a mean tr(H) of 2.57."""
+    assert critical_strength() == pytest.approx(0.0230, abs=5e-5)
+    config = StabilityConfig()
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    beside = jnp.array([SHARP[0] + 1e-3, 1e-3])
+    ends = jax.jit(jax.vmap(lambda key: descend_with_seht(config, beside, key)[-1]))(keys)
+    assert (ends[:, 0] > 0).all()
+    traces = jax.vmap(lambda end: jnp.trace(jax.hessian(loss_fn)(end)))(ends)
+    assert len(traces) == 20
+    assert traces.mean() == pytest.approx(2.57, abs=5e-3)
+
+
 # The command
 
 
