@@ -9,7 +9,10 @@ from rich.console import Console
 from benchmarks.trainer import LOOP, TrainerConfig, run_trainer
 
 
-@pytest.mark.parametrize("network", ["resnet18", "lstm", "transformer"])
+@pytest.mark.parametrize(
+    "network",
+    ["lstm", *(pytest.param(name, marks=pytest.mark.long) for name in ("resnet18", "transformer"))],
+)
 def test_the_loop_is_divided_by_the_bare_step(network):
     config = TrainerConfig(network=network, quick=True)
     path = run_trainer(config, Console(file=io.StringIO(), width=120))

@@ -158,6 +158,7 @@ def test_states_after_a_penalised_step_are_those_after_a_plain_one(text, method,
     assert float(optax.tree.norm(difference)) > 1e-5
 
 
+@pytest.mark.long
 def test_a_transformer_is_penalised_too(text):
     plain, penalised = (
         run(text, 1, *method, network="transformer")[1] for method in ((), METHODS[:1])

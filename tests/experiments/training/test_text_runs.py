@@ -76,7 +76,9 @@ def interrupted(config, step, console, monkeypatch):
     return train(config, console)
 
 
-@pytest.mark.parametrize("step", [3, 6, 10, 21, 24])
+@pytest.mark.parametrize(
+    "step", [6, 21, *(pytest.param(step, marks=pytest.mark.long) for step in (3, 10, 24))]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, console, monkeypatch, step):
     config = dataclasses.replace(CONFIG, run_dir=tmp_path / "run")
     assert_same_run(config, interrupted(config, step, console, monkeypatch), whole)
