@@ -136,7 +136,8 @@ def test_a_description_is_read_back(method):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["saht"], "no regularizer 'saht'; known are plain, dropout, .*, seht-d, seht-h"),
+        (["other"], "no regularizer 'other'; known are plain, dropout, .*, seht-d, seht-h"),
+        (["sedt-h"], "no regularizer 'sedt-h'; did you mean seht-h or seht-d[?] Known are plain, "),
         (["plain", "seht-h"], "no regularizer 'plain'; plain stands alone"),
         (["seht-h:p=0.1"], "cannot read 'p=0.1'.*lam, num_probes, warmup_steps"),
         (["seht-h:lam"], "cannot read 'lam'"),
