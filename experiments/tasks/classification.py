@@ -64,7 +64,7 @@ def epoch_order(
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """Classification of images, whose network state is BatchNorm's running statistics.
+    """Classification of images, whose network state is BatchNorm's running statistics, if any.
 
     Attributes:
         augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
@@ -103,7 +103,7 @@ class Classification(Task):
         """Draw initial weights."""
         image_shape = self.dataset.train.images.shape[1:]
         variables = _init_variables(self.model, image_shape, key)
-        return variables["params"], variables["batch_stats"]
+        return variables["params"], variables.get("batch_stats", {})
 
     def epoch_order(self, key: PRNGKeyArray, epoch: int) -> Int[Array, " examples"]:
         """Draw a permutation of the training images."""
@@ -257,7 +257,7 @@ def make_network(
             rngs={"dropout": dropout_key},
             **call_arguments,
         )
-        return logits, updated["batch_stats"]
+        return logits, updated.get("batch_stats", {})
 
     return network
 
