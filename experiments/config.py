@@ -136,8 +136,8 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """What the layers compute in; weights, loss and estimate stay float32."""
     remat: bool = False
-    """Whether the activations inside a block, or a convolution of a convnet, are computed again when
-    its gradient is, which takes less memory and more time."""
+    """Whether the activations inside a block, or of a convnet's convolution, are computed again
+    when its gradient is, which takes less memory and more time."""
 
     def __post_init__(self) -> None:
         """Check the sizes.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -104,7 +104,7 @@ def build_language_model(
 
 
 def _with_methods(
-    arguments: dict[str, Any], method: Sequence[Regularizer], network: str, known: Set[str]
+    arguments: dict[str, Any], method: Sequence[Regularizer], network: str, known: Collection[str]
 ) -> dict[str, Any]:
     """Let the methods change the arguments of a network's constructor.
 
@@ -113,7 +113,7 @@ def _with_methods(
     """
     for part in method:
         arguments = part.model(**arguments)
-        unknown = ", ".join(arguments.keys() - known)
+        unknown = ", ".join(arguments.keys() - set(known))
         if unknown:
             raise SettingError(
                 f"the method {part.name} can not be used with the network {network}, which has no "

@@ -1,6 +1,5 @@
 """The network without normalisation."""
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from experiments.errors import SettingError
 from experiments.models.build import build_model
 from experiments.models.convnet import ConvNet
 from experiments.regularizers import SAM, DropBlock, Dropout, GaussNewton, SehtD, SehtH
+from experiments.training.checkpoint import Checkpoints
 from experiments.training.loop import build_experiment
 
 
@@ -43,11 +43,11 @@ def test_weights_start_as_he_starts_them():
     init = jax.jit(partial(ConvNet(10, width=32).init, train=False))
     params = init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     for name, layer in params.items():
-        layer = layer.get("conv", layer)
-        kernel = np.asarray(layer["kernel"])
+        weights = layer.get("conv", layer)
+        kernel = np.asarray(weights["kernel"])
         expected = (2 / np.prod(kernel.shape[:-1])) ** 0.5
         assert kernel.std() == pytest.approx(expected, rel=4 / (2 * kernel.size) ** 0.5), name
-        assert not np.any(layer["bias"]), name
+        assert not np.any(weights["bias"]), name
 
 
 def test_nothing_differs_between_training_and_evaluation():
@@ -82,11 +82,10 @@ def test_it_is_trained_with_every_kind_of_method(tiny_digits, method):
     )
 
 
-def test_its_run_is_measured_and_its_checkpoint_is_read_back(tmp_path, console, tiny_digits):
-    from experiments.training.checkpoint import Checkpoints
-
-    config = TrainConfig(model=ModelConfig("convnet", width=2, remat=True), batch_size=20)
-    experiment = build_experiment(dataclasses.replace(config, method=()), tiny_digits)
+def test_it_is_evaluated_and_its_checkpoint_is_read_back(tmp_path, tiny_digits):
+    model = ModelConfig("convnet", width=2, remat=True)
+    config = TrainConfig(model=model, batch_size=20, method=())
+    experiment = build_experiment(config, tiny_digits)
     state = experiment.init(0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)

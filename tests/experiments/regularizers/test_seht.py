@@ -134,9 +134,7 @@ def test_a_bound_saturates_the_penalty_and_its_gradient(method, inputs_of):
     assert float(objective) == pytest.approx(17 + 0.1 * 60 / root)
     assert float(outputs.metrics["trace_estimate"]) == pytest.approx(60)  # as it was before
     w = PARAMS["layer"]["w"]
-    np.testing.assert_allclose(
-        gradient["layer"]["w"], 4 * w**3 + 0.1 * 24 * w / root**3, rtol=1e-5
-    )
+    np.testing.assert_allclose(gradient["layer"]["w"], 4 * w**3 + 0.1 * 24 * w / root**3, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
