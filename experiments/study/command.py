@@ -15,7 +15,7 @@ from experiments.environment import git_commit
 from experiments.errors import ExperimentError
 from experiments.study.carry_out import carry_out_and_record, plan_run
 from experiments.study.protocol import PROTOCOL, Protocol
-from experiments.study.records import Record, read_records
+from experiments.study.records import read_records
 from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, plan_study
 from experiments.study.time_limit import TimeLimitError, expected_seconds
 from experiments.sweep.definition import Sweep
@@ -260,21 +260,3 @@ def _keep_compiled_programs(output_dir: Path) -> None:
     """Let runs that differ in their seed alone share a compilation, which may take a minute."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(output_dir.absolute() / "compiled"))
-
-
-def stage_progress(
-    protocol: Protocol, records: Mapping[str, Record]
-) -> list[tuple[StagePlan, int]]:
-    """Count the records of each stage that is planned.
-
-    Args:
-        protocol: The protocol.
-        records: The records, by run.
-
-    Returns:
-        The stages, each with the number of its runs that have a record.
-    """
-    return [
-        (plan, len(plan.runs) - len(plan.missing(records)))
-        for plan in plan_study(protocol, records)
-    ]
