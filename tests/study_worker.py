@@ -51,7 +51,9 @@ PROTOCOL = Protocol(
     finalist_seeds=(0, 1, 2),
     condition_seeds=(0, 1),
     num_others=1,
-    measurement=Measurement(examples=50, trace_probes=2, eigenvalue_products=3),
+    measurement=Measurement(
+        examples=50, trace_probes=2, eigenvalue_examples=50, eigenvalue_products=3
+    ),
 )
 # 2 points; 8 strengths; 4 finalists, 3 of them dearer than plain training; 3 methods.
 NUM_RUNS = {

@@ -188,7 +188,7 @@ def strength_curves(
             there = [
                 records[run.key]
                 for run in runs
-                if (run.method, run.values[method.strength]) == (method.label, strength)
+                if (run.method, run.values.get(method.strength)) == (method.label, strength)
             ]
             found = _error(setting, there)
             if found is not None:

@@ -85,15 +85,17 @@ class Measurement:
     Attributes:
         examples: Training images, or windows of text, on which curvature is measured.
         batch_size: How many of them are in memory at a time.
-        trace_probes: Random vectors for tr(H) and for tr(G).
-        eigenvalue_products: Products with H for its largest eigenvalue.
+        trace_probes: Samples of tr(H) and of tr(G), each with a random vector for every batch.
+        eigenvalue_examples: Training examples of the largest eigenvalue of H.
+        eigenvalue_products: Products with H for it.
         calibration_bins: Bins of the expected calibration error.
     """
 
     examples: int = 512
     batch_size: int = 128
-    trace_probes: int = 16
-    eigenvalue_products: int = 20
+    trace_probes: int = 8
+    eigenvalue_examples: int = 256
+    eigenvalue_products: int = 12
     calibration_bins: int = 15
 
 

@@ -160,9 +160,7 @@ def test_before_the_first_run_there_is_nothing_but_that(everything):
 
 def test_runs_that_are_no_part_of_the_study_are_counted(everything):
     _, record = everything.popitem()
-    _, opening = report.lay_out(
-        PROTOCOL, everything | {"runs/x": record._replace(run="runs/x")}
-    )
+    _, opening = report.lay_out(PROTOCOL, everything | {"runs/x": record._replace(run="runs/x")})
     assert "1 of them are not part of the study" in opening
 
 
