@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from experiments.report.figures import COLOURS
 from experiments.report.theme import LIGHT, Theme, colours, plain_text
@@ -57,6 +57,9 @@ def draw_strengths(
                 capsize=2,
             )
             axis.set_xscale("log")
+            strengths = [strength for strength, _, _ in points]
+            axis.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(plain_text(method), fontsize=9)
         shown = [mean for points in curves.values() for _, mean, _ in points]
         if plain is not None:
@@ -129,16 +132,18 @@ def draw_flatness(
                     linewidths=0,
                     label=plain_text(method),
                 )
-            if all(record.figures[name] > 0 for record in there):
+            values = [record.figures[name] for record in there]
+            if 0 < 10 * min(values) < max(values):
                 axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.set_title(f"{FLATNESS[name]}{_rank(there, name)}", fontsize=9)
-        figure.supxlabel("measure of flatness: sharper to the right", fontsize=9)
+        figure.supxlabel("the measure; but for ‖θ‖, sharper to the right", fontsize=9)
         figure.supylabel("test loss", fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False
+            handles, labels, loc="outside upper center", ncols=4, fontsize=8, frameon=False
         )
         return figure
 

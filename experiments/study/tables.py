@@ -1,5 +1,6 @@
 """The tables of the study's report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -103,6 +104,8 @@ def progress_table(
         if (setting, stage) not in counts:
             return "not planned yet"
         done, total = counts[setting, stage]
+        if not total:
+            return "no runs"
         return f"{total} runs" if done == total else f"{done} of {total} runs"
 
     lines = [
@@ -188,7 +191,7 @@ def finalists_table(
         lines.append(
             [
                 method,
-                describe_values(there[0].values),
+                describe_values(_own_values(setting, there[0])),
                 *cells,
                 NOTHING if ratio is None else f"{ratio:.2f}",
                 _count(there),
@@ -266,13 +269,15 @@ def equal_time_table(
         ratio = time_ratio(protocol, setting, method, records)
         time = NOTHING if ratio is None else f"{ratio * epochs / setting.base.epochs:.2f}"
         compared.append(((method, str(epochs), time), there, plain))
-    cheap = [method for method in finalists if method not in {run.method for run in plan.runs}]
+    dearer = {PLAIN, *(run.method for run in plan.runs)}
+    cheap = [method for method in finalists if method not in dearer]
     remarks = [
         *_incomplete(plan, records),
         f"Differences to plain training in {setting.base.epochs} epochs, at the same seeds.",
-        (
-            f"Not dearer than plain training, so that their line among the finalists counts: "
-            f"{', '.join(cheap)}."
+        *(
+            [f"No dearer than plain training, and so not here: {', '.join(cheap)}."]
+            if cheap
+            else []
         ),
     ]
     return _compared(
@@ -383,20 +388,22 @@ def show(
     Args:
         value: The mean.
         factor: What it is multiplied with.
-        digits: Digits behind the point; significant ones, where they are asked for.
-        significant: Whether digits are significant ones.
+        digits: Digits behind the point.
+        significant: Whether there are two digits of the standard error instead, and ``digits``
+            significant ones of a mean without one.
 
     Returns:
         The text; a dash for nothing.
     """
     if value is None:
         return NOTHING
-    kind = "g" if significant else "f"
-    mean = f"{factor * value.mean:.{digits}{kind}}"
-    if value.standard_error is None:
-        return mean
-    error_digits = 2 if significant else digits
-    return f"{mean} ± {factor * value.standard_error:.{error_digits}{kind}}"
+    mean, error = factor * value.mean, value.standard_error
+    if significant:
+        size = abs(mean if error is None else error)
+        wanted = digits if error is None else 2
+        digits = max(0, wanted - 1 - math.floor(math.log10(size))) if size else digits
+    written = f"{mean:.{digits}f}"
+    return written if error is None else f"{written} ± {factor * error:.{digits}f}"
 
 
 def describe_values(values: Mapping[str, object]) -> str:
@@ -463,6 +470,15 @@ def _difference(
         f"{factor * difference.mean:+.{digits}f} ± {factor * difference.half_width:.{digits}f}",
         f"{p_value:.2g}",
     )
+
+
+def _own_values(setting: Setting, record: Record) -> dict[str, object]:
+    """List the settings of a run that are not those of plain training."""
+    return {
+        name: value
+        for name, value in record.values.items()
+        if record.method == PLAIN or name not in setting.plain_grid
+    }
 
 
 def _points(plan: StagePlan | None) -> list[list[StudyRun]]:

@@ -12,7 +12,9 @@ from study_worker import NUM_RUNS, PROTOCOL, SETTING, begun, fake_run, record_of
 
 from experiments.errors import ConfigMismatchError, DivergedError, ExperimentError
 from experiments.study.records import append_record, read_records
+from experiments.study.report import write_study_report
 from experiments.study.stages import TUNING, plan_stage
+from experiments.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("no_measurement")
 
@@ -172,3 +174,36 @@ def test_two_processes_share_the_work(place):
     runs = begun(output_dir)
     assert len({run for run, _ in runs}) == len(runs) == sum(NUM_RUNS.values())
     assert len({process for _, process in runs}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, monkeypatch):
+    monkeypatch.undo()  # networks are measured
+    output_dir, records = place
+    methods = [
+        dataclasses.replace(method, values=method.values[:1])
+        for method in SETTING.methods
+        if method.label in {"SAM", PROTOCOL.recommended}
+    ]
+    setting = dataclasses.replace(
+        SETTING,
+        # So many epochs that some of them take plain training's time on whatever machine.
+        base=dataclasses.replace(SETTING.base, epochs=8),
+        plain_grid={"optimizer.learning_rate": (0.05,)},
+        methods=tuple(methods),
+        conditions={},
+    )
+    protocol = dataclasses.replace(
+        PROTOCOL, settings=(setting,), tuning_seeds=(100,), finalist_seeds=(0, 1)
+    )
+    work(output_dir, records, run=train, protocol=protocol)
+    tested = [each for each in read_records(records).values() if each.stage == "finalists"]
+    assert len(tested) == 6
+    assert not any(record.diverged for record in tested)
+    for record in tested:
+        assert record.figures["test_accuracy"] > 0.3
+        assert record.figures["gauss_newton_trace"] > 0
+        assert record.figures["relative_trace"] > 0
+    page = write_study_report(records.parent, console, protocol)
+    assert "Finalists: Digits" in page.read_text()

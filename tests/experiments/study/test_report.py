@@ -9,6 +9,7 @@ from study_worker import NUM_RUNS, PROTOCOL, SETTING, record_of
 from experiments.errors import ConfigMismatchError
 from experiments.report.command import ReportConfig, write_report
 from experiments.report.page import Picture
+from experiments.report.summary import Estimate
 from experiments.strength.report import holm
 from experiments.study import report
 from experiments.study.protocol import PLAIN
@@ -22,6 +23,7 @@ from experiments.study.tables import (
     finalists_table,
     flatness_table,
     progress_table,
+    show,
 )
 
 
@@ -63,6 +65,22 @@ def test_finalists_have_their_figures_time_and_number(everything):
     ]
     assert sam["test accuracy, %"].startswith(f"{sum(accuracies) / 3:.2f} ± ")
     assert not any("Incomplete" in remark for remark in table.remarks)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (None, {}, "–"),
+        (Estimate(0.6, 0.0123, 3), {"factor": 100.0}, "60.00 ± 1.23"),
+        (Estimate(0.6, None, 1), {"factor": 100.0}, "60.00"),
+        (Estimate(1234.5, 56.7, 3), {"significant": True}, "1234 ± 57"),
+        (Estimate(12.345, 0.0567, 3), {"significant": True}, "12.345 ± 0.057"),
+        (Estimate(12.345, None, 1), {"significant": True, "digits": 4}, "12.35"),
+        (Estimate(3.0, 0.0, 3), {"significant": True}, "3.00 ± 0.00"),
+    ],
+)
+def test_a_mean_has_as_many_digits_as_its_error(value, options, text):
+    assert show(value, **options) == text
 
 
 def test_diverged_runs_are_counted(everything):
@@ -111,7 +129,17 @@ def test_at_equal_time_epochs_and_time_are_said(everything):
     table = equal_time_table(PROTOCOL, SETTING, plans, everything)
     first = lines_of(table)[0]
     assert (first["method"], first["epochs"], first["time / plain"]) == ("SAM", "2", "1.00")
-    assert any(f"counts: {PLAIN}." in remark for remark in table.remarks)
+    assert not any("No dearer" in remark for remark in table.remarks)
+    cheap = {
+        key: record._replace(figures=record.figures | {"median_step_time": 0.01})
+        if record.stage == "finalists" and record.method == "SAM"
+        else record
+        for key, record in everything.items()
+    }
+    plans["equal-time"] = plan("equal-time", cheap)
+    table = equal_time_table(PROTOCOL, SETTING, plans, cheap)
+    assert "SAM" not in [line[0] for line in table.lines]
+    assert any(remark.endswith("not here: SAM.") for remark in table.remarks)
 
 
 def test_conditions_are_compared_with_plain_training_in_each(everything):
