@@ -189,7 +189,12 @@ def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, m
     setting = dataclasses.replace(
         SETTING,
         # So many epochs that some of them take plain training's time on whatever machine.
-        base=dataclasses.replace(SETTING.base, epochs=8),
+        base=dataclasses.replace(
+            SETTING.base,
+            model=dataclasses.replace(SETTING.base.model, width=6),
+            batch_size=50,
+            epochs=8,
+        ),
         plain_grid={"optimizer.learning_rate": (0.05,)},
         methods=tuple(methods),
         conditions={},
