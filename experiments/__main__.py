@@ -14,10 +14,11 @@ from experiments.analyse.command import AnalyseConfig, run_analyse
 from experiments.config import TrainConfig
 from experiments.data.command import PrepareConfig, run_prepare
 from experiments.demo import DemoConfig, run_demo
-from experiments.errors import ExperimentError, explain_os_errors
-from experiments.presets import DESCRIPTIONS, PRESETS
+from experiments.errors import ExperimentError, UsageError, explain_os_errors
+from experiments.presets import DESCRIPTIONS, PRESETS, SWEEPS
 from experiments.pruning.command import PruneConfig, run_prune
 from experiments.report.command import ReportConfig, write_report
+from experiments.spelling import check_spelling
 from experiments.stability import StabilityConfig, run_stability
 from experiments.strength.command import StrengthConfig, run_strength
 from experiments.study.command import StudyConfig, run_study
@@ -27,6 +28,34 @@ from experiments.training.devices import is_first_process, join_processes
 from experiments.training.loop import train as train_network
 from experiments.training.preemption import EXIT_STATUS, Terminated
 from experiments.training.summary import summary_table
+
+PROGRAM = "python -m experiments"
+
+DESCRIPTION = """Experiments with Hessian-trace regularization.
+
+To begin with, none of which needs a download:
+
+    python -m experiments train digits                  (the recommended form)
+    python -m experiments train digits --method plain   (the same without it)
+    python -m experiments train digits --help           (all settings)
+    python -m experiments sweep digits-small            (three methods, by seeds)
+    python -m experiments report runs/sweeps/digits-small
+"""
+
+# The words that may begin a command line, and what the last of them has options for.
+WORDS: dict[str, Any] = {
+    "analyse": AnalyseConfig,
+    "data": {"prepare": PrepareConfig},
+    "demo": DemoConfig,
+    "prune": PruneConfig,
+    "report": ReportConfig,
+    "stability": StabilityConfig,
+    "strength": StrengthConfig,
+    "study": StudyConfig,
+    "sweep": dict.fromkeys(SWEEPS, SweepConfig),
+    "train": PRESETS,
+}
+KINDS = {"": "command", "sweep": "sweep", "train": "preset"}
 
 DEMO = DemoConfig()
 STABILITY = StabilityConfig()
@@ -163,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: What was typed after the program's name; `None` is `sys.argv`'s.
 
     Returns:
-        The exit status: 0, 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status: 0, 1 for an error that is explained, 2 for a command line that is not
+        understood, 130 after Ctrl-C, 143 after SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -173,6 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     hidden = list(map(hide_in_argument, typed))
     console = _console(stderr=True)
     try:
+        check_spelling(PROGRAM, hidden, WORDS, KINDS)
         run = _parse(hidden)  # what can not be understood is shown as it is given to the parser
         if hidden != typed:
             run = _parse(typed)
@@ -180,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ExperimentError as error:
         message = Text.assemble(("error:", "bold red"), f" {error}")
         console.print(message, highlight=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except Terminated as end:
         console.print(f"{end} The same command goes on from there.")
         return EXIT_STATUS
@@ -196,8 +227,8 @@ def _parse(arguments: list[str]) -> Callable[[], None]:
     return tyro.extras.subcommand_cli_from_dict(
         {command.__name__: _later(command) for command in commands},
         args=arguments,
-        prog="python -m experiments",
-        description="Experiments with Hessian-trace regularization.",
+        prog=PROGRAM,
+        description=DESCRIPTION,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
 

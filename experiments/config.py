@@ -6,24 +6,37 @@ The command line is made from these classes; the docstrings of the fields are it
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 import tyro
 
-from experiments.errors import SettingError
+from experiments.errors import SettingError, option
 from experiments.json_file import Scalar, check_fields, check_kind
 from experiments.models.rnn_lm import Initialisation
 from experiments.models.wide_resnet import blocks_per_group
 from experiments.regularizers import GaussNewton, Regularizer, describe_method, parse_method
+
+
+def _typed_method(words: Sequence[str]) -> tuple[Regularizer, ...]:
+    """Read a method from the command line.
+
+    Raises:
+        SettingError: If it is not understood.
+    """
+    try:
+        return parse_method(words)
+    except ValueError as error:
+        raise SettingError(f"--method {' '.join(words)}: {error}") from error
+
 
 Method: TypeAlias = Annotated[
     tuple[Regularizer, ...],
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="plain|NAME[:FIELD=VALUE,...]",
-        instance_from_str=parse_method,
+        instance_from_str=_typed_method,
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=describe_method,
     ),
@@ -63,15 +76,14 @@ class DataConfig:
         """Check the numbers, and that the data set depends on what is given.
 
         Raises:
-            SettingError: If digits are given a number of images, or a place.
-            ValueError: If a number is out of its range.
+            SettingError: If a number is out of its range, or digits are given one, or a place.
         """
         if not 0 <= self.label_noise <= 1:
-            raise ValueError(f"label_noise must be in [0, 1], not {self.label_noise}")
+            raise SettingError(f"--label-noise must be in [0, 1], not {self.label_noise}")
         for name, least in (("train_images", 1), ("test_images", 1), ("validation_size", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+                raise SettingError(f"{option(name)} must be at least {least}, not {value}")
         fixed = {
             "train_images": "have a fixed split",
             "test_images": "have a fixed split",
@@ -81,7 +93,9 @@ class DataConfig:
         for name, reason in fixed.items():
             value = getattr(self, name)
             if self.dataset == "digits" and value is not None:
-                raise SettingError(f"{name} must be None for digits, which {reason}, not {value}")
+                raise SettingError(
+                    f"{option(name)} must be left out for digits, which {reason}, not {value}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +122,16 @@ class TextConfig:
         """Check the numbers, and that the text depends on what is given.
 
         Raises:
-            SettingError: If pydoc is given a place.
-            ValueError: If a number is below 1.
+            SettingError: If a number is below 1, or pydoc is given a place.
         """
         for name in ("train_tokens", "evaluation_tokens", "length"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+                raise SettingError(f"{option(name)} must be at least 1, not {number}")
         if self.dataset == "pydoc" and self.data_dir is not None:
             raise SettingError(
-                f"data_dir must be None for pydoc, which comes with Python, not {self.data_dir}"
+                "--data-dir must be left out for pydoc, which comes with Python, not "
+                f"{self.data_dir}"
             )
 
 
@@ -143,18 +157,21 @@ class ModelConfig:
         """Check the sizes.
 
         Raises:
-            ValueError: If one is out of its range, or does not belong to the network.
+            SettingError: If one is out of its range, or does not belong to the network.
         """
         if self.width < 1:
-            raise ValueError(f"width must be at least 1, not {self.width}")
+            raise SettingError(f"--width must be at least 1, not {self.width}")
         if self.network == "wide-resnet":
             if self.depth is None:
-                raise ValueError("a wide-resnet needs a depth: 10, 16, 22, 28, ...")
-            blocks_per_group(self.depth)  # refuses a depth that is not 6n + 4
+                raise SettingError("a wide-resnet needs a --depth: 10, 16, 22, 28, ...")
+            try:
+                blocks_per_group(self.depth)
+            except ValueError as error:
+                raise SettingError(f"--{error}") from error  # it begins with the name
         elif self.depth is not None:
-            raise ValueError(
-                f"{self.network} has a fixed depth: leave out depth={self.depth}, or take the "
-                "network wide-resnet"
+            raise SettingError(
+                f"{self.network} has a fixed depth: leave out --depth {self.depth}, or take "
+                "--network wide-resnet"
             )
 
 
@@ -187,23 +204,27 @@ class LanguageModelConfig:
         """Check the sizes.
 
         Raises:
-            ValueError: If one is out of its range, or a setting does not belong to the network.
+            SettingError: If one is out of its range, or does not belong to the network.
         """
         for name in ("width", "num_layers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise SettingError(f"{option(name)} must be at least 1, not {getattr(self, name)}")
         recurrent = self.network != "transformer"
         if recurrent and self.num_heads is not None:
-            raise ValueError(f"num_heads belongs to a transformer: leave it out for {self.network}")
+            raise SettingError(
+                f"--num-heads belongs to a transformer: leave it out for {self.network}"
+            )
         if recurrent and self.remat:
-            raise ValueError(f"remat belongs to a transformer: leave it out for {self.network}")
+            raise SettingError(f"--remat belongs to a transformer: leave it out for {self.network}")
         if not recurrent and (self.tied_embeddings or self.initialisation is not None):
-            raise ValueError(
-                "tied_embeddings and initialisation belong to lstm and gru: leave them out for a "
-                "transformer"
+            raise SettingError(
+                "--tied-embeddings and --initialisation belong to lstm and gru: leave them out for "
+                "a transformer"
             )
         if not recurrent and self.width % self.heads:
-            raise ValueError(f"num_heads must divide the width {self.width}, not {self.heads}")
+            raise SettingError(
+                f"--num-heads must divide the --width {self.width}, not {self.heads}"
+            )
 
     @property
     def heads(self) -> int:
@@ -220,17 +241,19 @@ class LanguageModelConfig:
 class OptimizerConfig:
     """The optimizer and its schedule."""
 
-    algorithm: Literal["sgd", "adam"] = "sgd"
-    """Stochastic gradient descent with momentum, or Adam."""
+    algorithm: Literal["sgd", "adam", "adahessian"] = "sgd"
+    """Stochastic gradient descent with momentum, Adam, or AdaHessian: Adam with the diagonal of the
+    Hessian of what is minimised, whose published learning rate is 0.15."""
     learning_rate: float = 0.05
     """Learning rate at the start."""
     schedule: Literal["cosine", "steps", "plateau"] = "cosine"
     """cosine: half a cosine to zero. steps: divided by 5 after 30, 60 and 80 % of the steps.
     plateau: divided by 4 after every epoch whose validation loss is not the lowest so far."""
     momentum: float = 0.9
-    """Momentum; Adam's beta1."""
+    """Momentum; beta1 of Adam and AdaHessian."""
     weight_decay: float = 5e-4
-    """L2 decay, added to the gradient of every parameter."""
+    """L2 decay, added to the gradient of every parameter; of AdaHessian, as published, to the
+    rescaled gradient."""
     clip_norm: float = 1.0
     """Bound on the global norm of the gradient, the penalty's part included; 0 is no bound."""
     accumulate: int = 1
@@ -240,17 +263,26 @@ class OptimizerConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If one is out of its range.
+            SettingError: If one is out of its range.
         """
         if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be finite and above 0, not {self.learning_rate}")
+            raise SettingError(
+                f"--learning-rate must be finite and above 0, not {self.learning_rate}"
+            )
         if self.accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, not {self.accumulate}")
+            raise SettingError(f"--accumulate must be at least 1, not {self.accumulate}")
+        if self.algorithm == "adahessian" and self.accumulate > 1:
+            raise SettingError(
+                f"--accumulate must be 1 with --algorithm adahessian, not {self.accumulate}: it "
+                "takes the loss's Hessian, and only the loss of the last batch is at hand"
+            )
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+            raise SettingError(f"--momentum must be in [0, 1), not {self.momentum}")
         for name in ("weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, not {getattr(self, name)}")
+                raise SettingError(
+                    f"{option(name)} must be finite and at least 0, not {getattr(self, name)}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +307,7 @@ class DevicesConfig:
         """Check the settings.
 
         Raises:
-            ValueError: If they do not go together.
+            SettingError: If they do not go together.
         """
         mesh_sizes(self.mesh)
         place = {
@@ -285,21 +317,23 @@ class DevicesConfig:
         }
         missing = [name for name, value in place.items() if value is None]
         if len(missing) not in {0, len(place)}:
-            raise ValueError(
-                f"{', '.join(place)} go together, and {' and '.join(missing)} is missing"
+            raise SettingError(
+                f"{', '.join(map(option, place))} go together, and "
+                f"{' and '.join(map(option, missing))} is missing"
             )
         if not missing and not self.distributed:
-            raise ValueError(f"{', '.join(place)} need distributed")
+            raise SettingError(f"{', '.join(map(option, place))} need --distributed")
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")
             if not host or not (port.isdecimal() and 0 < int(port) < 2**16):
-                raise ValueError(f"coordinator must be HOST:PORT, not {self.coordinator!r}")
+                raise SettingError(f"--coordinator must be HOST:PORT, not {self.coordinator!r}")
         if self.num_processes is not None and self.process_id is not None:
             if self.num_processes < 1:
-                raise ValueError(f"num_processes must be at least 1, not {self.num_processes}")
+                raise SettingError(f"--num-processes must be at least 1, not {self.num_processes}")
             if not 0 <= self.process_id < self.num_processes:
-                raise ValueError(
-                    f"process_id must be from 0 to {self.num_processes - 1}, not {self.process_id}"
+                raise SettingError(
+                    f"--process-id must be from 0 to {self.num_processes - 1}, not "
+                    f"{self.process_id}"
                 )
 
 
@@ -313,18 +347,19 @@ def mesh_sizes(mesh: str | None) -> dict[str, int]:
         Sizes by the names of the axes; none for `None`.
 
     Raises:
-        ValueError: If it is not understood.
+        SettingError: If it is not understood.
     """
     sizes: dict[str, int] = {}
     for part in mesh.split(",") if mesh is not None else ():
         name, _, size = part.partition("=")
         if name not in MESH_AXES or name in sizes or not (size.isdecimal() and int(size) > 0):
-            raise ValueError(
-                f"mesh must be data=N or data=N,model=M with whole numbers of devices, not {mesh!r}"
+            raise SettingError(
+                "--mesh must be data=N or data=N,model=M with whole numbers of devices, not "
+                f"{mesh!r}"
             )
         sizes[name] = int(size)
     if sizes and "data" not in sizes:
-        raise ValueError(f"mesh must have an axis data, 1 perhaps: data=1,{mesh}")
+        raise SettingError(f"--mesh must have an axis data, 1 perhaps: data=1,{mesh}")
     return sizes
 
 
@@ -338,6 +373,7 @@ class TrainConfig:
     data: tyro.conf.AvoidSubcommands[DataConfig | TextConfig] = DataConfig()
     model: tyro.conf.AvoidSubcommands[ModelConfig | LanguageModelConfig] = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its schedule."""
     method: Method = (GaussNewton(),)
     """How the run is regularized: plain, or one word per method such as
     seht-d:lam=1e-4,p=0.05 or seht-h:lam=1e-5,warmup_steps=200; docs/methods.md has them all."""
@@ -388,8 +424,8 @@ class TrainConfig:
         """Check the numbers.
 
         Raises:
-            SettingError: If a network for images is to read text, or the other way round.
-            ValueError: If one is out of its range, or a method is named twice.
+            SettingError: If one is out of its range, a method is named twice, or a network for
+                images is to read text, or the other way round.
         """
         if isinstance(self.data, TextConfig) != isinstance(self.model, LanguageModelConfig):
             raise SettingError(
@@ -399,7 +435,7 @@ class TrainConfig:
         names = [part.name for part in self.method]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"the method names {name!r} more than once")
+                raise SettingError(f"--method names {name!r} more than once")
         minima = {
             "epochs": 1,
             "batch_size": 1,
@@ -413,9 +449,13 @@ class TrainConfig:
         }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, not {getattr(self, name)}")
+                raise SettingError(
+                    f"{option(name)} must be at least {minimum}, not {getattr(self, name)}"
+                )
             if getattr(self, name) > _LARGEST:
-                raise ValueError(f"{name} must be at most {_LARGEST}, not {getattr(self, name)}")
+                raise SettingError(
+                    f"{option(name)} must be at most {_LARGEST}, not {getattr(self, name)}"
+                )
 
 
 _NO_INFLUENCE = ("run_dir", "data.data_dir", "keep_checkpoints", "keep_checkpoints_every")
@@ -450,6 +490,24 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
         if name not in _NO_INFLUENCE and not name.startswith(_NO_INFLUENCE_IN)
     }
     return json.loads(json.dumps(flat))
+
+
+def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out how often is logged and saved, which may change when a run is gone on with.
+
+    Where a run that diverges goes back to its newest checkpoint, how often one is written decides
+    from where it goes on, so that it stays.
+
+    Args:
+        settings: What `to_json` or `complete_settings` returned, and perhaps more.
+
+    Returns:
+        Those on which weights and result depend.
+    """
+    free = {"log_every"}
+    if settings["on_divergence"] != "restore":
+        free.add("checkpoint_every")
+    return {name: value for name, value in settings.items() if name not in free}
 
 
 def check_settings(stored: Any) -> dict[str, Any]:
@@ -501,7 +559,8 @@ def from_json(stored: Mapping[str, Any]) -> TrainConfig:
         The configuration; places, devices and the number of kept checkpoints have their defaults.
 
     Raises:
-        ValueError: If a setting is not known, of another type, or out of its range.
+        SettingError: If a setting is out of its range.
+        ValueError: If one is not known, or of another type.
     """
     settings = complete_settings(stored)
     defaults = _defaults_for(stored)
@@ -516,7 +575,8 @@ def _replaced(config: Any, settings: Mapping[str, Any], prefix: str) -> Any:
     """Replace the fields of a configuration that have settings, and those of its parts.
 
     Raises:
-        ValueError: If a setting is of another type, or out of its range.
+        SettingError: If a setting is out of its range.
+        ValueError: If one is of another type.
     """
     kinds = get_type_hints(type(config))
     changes = {}

@@ -20,7 +20,7 @@ from rich.table import Table
 import seht_jax as seht
 from experiments.config import DataConfig, to_json
 from experiments.data.load import load_dataset
-from experiments.errors import DamagedFileError
+from experiments.errors import DamagedFileError, SettingError
 from experiments.json_file import check_fields, read_json
 from experiments.presets import digits
 from experiments.regularizers import GaussNewton, Regularizer, SehtD
@@ -71,12 +71,12 @@ class DemoConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If there are too few seeds or epochs.
+            SettingError: If there are too few seeds or epochs.
         """
         if self.seeds < 2:
-            raise ValueError(f"seeds must be at least 2 for a standard error, not {self.seeds}")
+            raise SettingError(f"--seeds must be at least 2 for a standard error, not {self.seeds}")
         if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, not {self.epochs}")
+            raise SettingError(f"--epochs must be at least 1, not {self.epochs}")
 
 
 def run_demo(config: DemoConfig, console: Console) -> Results:

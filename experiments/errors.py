@@ -10,6 +10,10 @@ class ExperimentError(Exception):
     """Base of all errors that say what the user can do about them."""
 
 
+class UsageError(ExperimentError):
+    """A command line can not be understood."""
+
+
 class MissingDataError(ExperimentError):
     """A data set is not where it was looked for."""
 
@@ -18,8 +22,12 @@ class DamagedFileError(ExperimentError):
     """A file of a run, a sweep or a study is not what the project has written."""
 
 
-class SettingError(ExperimentError, ValueError):
-    """A setting does not fit the data."""
+class SettingError(ExperimentError):
+    """A setting is out of its range, or does not fit the others or the data.
+
+    No `ValueError`: the parser of the command line takes those for its own, and prints what it was
+    building instead of the option.
+    """
 
 
 class ConfigMismatchError(ExperimentError):
@@ -54,6 +62,18 @@ class DivergedError(ExperimentError):
         """
         super().__init__(message)
         self.state = state
+
+
+def option(setting: str) -> str:
+    """Write the name of a setting as it is typed, for a message.
+
+    Args:
+        setting: Name of a field of a configuration, ``train_images`` or ``data.train_images``.
+
+    Returns:
+        The option of the command line, ``--train-images``.
+    """
+    return "--" + setting.rpartition(".")[2].replace("_", "-")
 
 
 @contextlib.contextmanager

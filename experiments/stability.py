@@ -28,7 +28,7 @@ from scipy.optimize import root_scalar
 
 import seht_jax as seht
 from experiments.environment import describe_environment
-from experiments.errors import DivergedError
+from experiments.errors import DivergedError, SettingError, option
 from experiments.training.run_directory import write_json
 from seht_jax.analysis.stability import (
     Classification,
@@ -75,16 +75,16 @@ class StabilityConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If one is out of its range.
+            SettingError: If one is out of its range.
         """
         for name in ("lam", "learning_rate"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be finite and above 0, not {value}")
+                raise SettingError(f"{option(name)} must be finite and above 0, not {value}")
         for name in ("steps", "seeds"):
             value = getattr(self, name)
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise SettingError(f"{option(name)} must be at least 1, not {value}")
 
 
 class Equilibrium(NamedTuple):

@@ -21,7 +21,7 @@ _NAME = "scale_by_adahessian"
 _INSTEAD = "Wrap what stands before or after it in the chain"
 
 # From the path of a leaf and its estimated diagonal to what broadcasts against the leaf.
-SpatialAverage: TypeAlias = Callable[[tuple[str, ...], Array], Array]
+SpatialAverage: TypeAlias = Callable[[tuple[str, ...], Float[Array, "..."]], Float[Array, "..."]]
 
 
 class ScaleByAdaHessianState(NamedTuple):
@@ -40,7 +40,9 @@ class ScaleByAdaHessianState(NamedTuple):
     nu: PyTree
 
 
-def kernel_mean_magnitude(path: tuple[str, ...], diagonal: Array) -> Array:
+def kernel_mean_magnitude(
+    path: tuple[str, ...], diagonal: Float[Array, "..."]
+) -> Float[Array, "..."]:
     r"""Average the magnitudes of a diagonal over the window of a convolution.
 
     $$D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} |D_{abio}|$$
@@ -61,11 +63,14 @@ def kernel_mean_magnitude(path: tuple[str, ...], diagonal: Array) -> Array:
         >>> diagonal = jnp.array([1.0, -3.0]).reshape(2, 1, 1, 1)
         >>> kernel_mean_magnitude(("Conv_0", "kernel"), diagonal).ravel().tolist()
         [2.0]
+
+    References:
+        The authors' code of Yao et al., *AdaHessian* (2021).
     """
     return kernel_mean(path, jnp.abs(diagonal))
 
 
-def kernel_mean(path: tuple[str, ...], diagonal: Array) -> Array:
+def kernel_mean(path: tuple[str, ...], diagonal: Float[Array, "..."]) -> Float[Array, "..."]:
     r"""Average a diagonal over the window of a convolution.
 
     $$D^{(s)}_{\cdot\cdot io} = \frac{1}{hw} \sum_{ab} D_{abio}$$
@@ -86,6 +91,9 @@ def kernel_mean(path: tuple[str, ...], diagonal: Array) -> Array:
         >>> diagonal = jnp.array([1.0, -3.0]).reshape(2, 1, 1, 1)
         >>> kernel_mean(("Conv_0", "kernel"), diagonal).ravel().tolist()
         [-1.0]
+
+    References:
+        Yao et al., *AdaHessian* (2021), Algorithm 1.
     """
     del path
     return diagonal.mean((0, 1), keepdims=True) if diagonal.ndim == 4 else diagonal

@@ -12,6 +12,7 @@ from seht_jax._compat import as_varying, varying_axes
 from seht_jax.closed_loss import split_result
 from seht_jax.penalty import check_count, check_loss_fn
 from seht_jax.precision import accumulation_dtype
+from seht_jax.sharding import num_explicit_shards
 
 
 def mean_over_batches(
@@ -46,7 +47,8 @@ def mean_over_batches(
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If `batch_size` is less than 1, the arrays of the data have no first axis in
-            common, or there is no sample.
+            common, there is no sample, or a batch of samples that a mesh of explicit axes shares
+            can not be shared evenly.
 
     Examples:
         >>> import jax, jax.numpy as jnp
@@ -64,6 +66,8 @@ def mean_over_batches(
     def mean_loss(params: PyTree, data: PyTree, /, *args: Any, **kwargs: Any) -> Float[Array, ""]:
         num_samples = _num_samples(data)
         num_batches, num_left = divmod(num_samples, batch_size)
+        if num_batches:
+            _check_shares(data, batch_size)
         num_full = num_batches * batch_size
 
         @jax.checkpoint
@@ -82,9 +86,9 @@ def mean_over_batches(
         if num_batches:
             # Sliced where the number does not come out even only: a slice of a sharded axis moves.
             stacked = jax.tree.map(
-                lambda rows: (rows[:num_full] if num_left else rows).reshape(
-                    batch_size, num_batches, *rows.shape[1:]
-                ),
+                lambda rows: (
+                    jax.lax.slice_in_dim(rows, 0, num_full) if num_left else rows
+                ).reshape(batch_size, num_batches, *rows.shape[1:]),
                 data,
             )
             indices = jnp.arange(num_batches)
@@ -93,7 +97,8 @@ def mean_over_batches(
             total, _ = jax.lax.scan(lambda total, k: (total + full_loss(k), None), zero, indices)
             parts.append(total * (batch_size / num_samples))
         if num_left:
-            last = batch_loss(params, jax.tree.map(lambda rows: rows[num_full:], data))
+            rest = jax.tree.map(lambda rows: jax.lax.slice_in_dim(rows, num_full, None), data)
+            last = batch_loss(params, rest)
             parts.append(last * (num_left / num_samples))
         return sum(parts[1:], start=parts[0])
 
@@ -117,3 +122,20 @@ def _num_samples(data: PyTree) -> int:
         message = "data has no sample: the first axis of its arrays is of size 0"
         raise ValueError(message)
     return num_samples
+
+
+def _check_shares(data: PyTree, batch_size: int) -> None:
+    """Check that each device has the same share of a batch, where shares are part of the type.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(data):
+        num_shards = num_explicit_shards(leaf)
+        if batch_size % num_shards:
+            message = (
+                f"batch_size must be a multiple of {num_shards}, the number of parts in which the "
+                f"samples of data{jax.tree_util.keystr(path)} lie on a mesh of explicit axes, got "
+                f"{batch_size}"
+            )
+            raise ValueError(message)

@@ -327,18 +327,16 @@ def sample_probe(
             continue
         leaf, axes = leaves[i], varying_axes(leaves[i])
 
-        def signs(leaf: Array = leaf, key: Any = leaf_key, axes: Any = axes) -> Array:
+        def signs(leaf: Array, key: Any = leaf_key, axes: Any = axes) -> Array:
             return as_varying(cast(Array, optax.tree.random_like(key, leaf, sampler)), axes)
 
         if drawn is None:
-            probe[i] = signs()
+            probe[i] = signs(leaf)
         elif table.indices[i].ndim == 0:
             # Random numbers are not free: nothing is sampled for a layer that was not drawn.
-            probe[i] = lax.cond(
-                drawn[table.indices[i]], signs, lambda leaf=leaf: jnp.zeros_like(leaf)
-            )
+            probe[i] = lax.cond(drawn[table.indices[i]], signs, jnp.zeros_like, leaf)
         else:
-            probe[i] = signs() * as_varying(drawn, axes)[table.indices[i]].astype(leaf.dtype)
+            probe[i] = signs(leaf) * as_varying(drawn, axes)[table.indices[i]].astype(leaf.dtype)
     return probe
 
 

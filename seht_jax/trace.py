@@ -43,6 +43,7 @@ from seht_jax.probes import (
     probe_probabilities,
     sample_probe,
 )
+from seht_jax.sharding import shaped_like
 
 
 class TraceEstimate(NamedTuple):
@@ -231,6 +232,9 @@ def layer_traces(
         >>> traces = layer_traces(loss_fn, jax.random.key(0), num_probes=2)(params)
         >>> {name: float(trace.mean) for name, trace in traces.items()}
         {'a': 6.0, 'b': 30.0}
+
+    References:
+        Eqs. (10) and (11) of Liu, Yu and Lin (2022), of which these are the parts by layer.
     """
     check_estimator(loss_fn, key, curvature, num_probes)
 
@@ -305,11 +309,11 @@ def exact_trace(
         dtype = accumulation_dtype(loss.dtype)
 
         def diagonal_entry(leaf: int, entry: Array) -> Array:
-            shape, leaf_dtype = leaves[leaf].shape, leaves[leaf].dtype
-            basis = jnp.zeros(leaves[leaf].size, leaf_dtype).at[entry].set(1).reshape(shape)
-            basis = as_varying(basis, varying_axes(leaves[leaf]))
+            flat = jnp.zeros(leaves[leaf].size, leaves[leaf].dtype).at[entry].set(1)
+            basis = as_varying(shaped_like(flat, leaves[leaf]), varying_axes(leaves[leaf]))
             product = product_with(loss, operands, {leaf: basis})[leaf]
-            return product.reshape(-1)[entry].astype(dtype)
+            # Devices that share the leaf would have to send it, were the entry looked up.
+            return jnp.sum(jnp.where(basis == 1, product, 0)).astype(dtype)
 
         total = jnp.zeros((), dtype)
         for leaf in table.probed:

@@ -136,6 +136,9 @@ def add_hessian_trace(
         >>> updates, state = tx.update(gradients, state, params, value_fn=value_fn)
         >>> [round(x, 3) for x in updates.tolist()]  # -(4 w^3 + 0.1 * 24 w)
         [-6.4, -36.8]
+
+    References:
+        Eqs. (8)-(13), Algorithms 1 and 2 of Liu, Yu and Lin (2022).
     """
     penalty = make_penalty(
         p,

@@ -6,7 +6,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # compiling is what takes the tests' time
+        # Compiling is what takes the tests' time.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
     ]
 )
 
@@ -18,6 +20,8 @@ from jaxtyping import config
 from oracle import without_aux
 
 jax.config.update("jax_platforms", "cpu")
+
+collect_ignore = ["guided_fuzz.py"]  # a program that a test starts; it needs the extra `fuzz`
 
 
 @pytest.fixture(autouse=True)

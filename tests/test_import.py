@@ -1,12 +1,17 @@
 """What importing the library does, and what it offers."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
+import typing
 from pathlib import Path
 
+import jax
 import jaxtyping
+import optax
 import pytest
 
 import seht_jax as seht
@@ -21,6 +26,9 @@ WITHOUT_FORMULA = [
     "dense_eigenvalues",
     "dense_symmetric_eigenvalues",
 ]
+# What is nobody's but this library's, or a definition that is in every textbook.
+WITHOUT_SOURCE = [*WITHOUT_FORMULA, "exact_trace", "mean_over_batches"]
+SOURCE = r"Eqs?\. |Algorithm |section \d|\((19|20)\d\d\)"
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +78,69 @@ def test_every_public_name_is_documented(module, name):
         assert re.findall(r"^    (\w+):", arguments, re.MULTILINE) == list(parameters)
         assert "Returns:\n" in rest
         assert "Examples:\n    >>> " in rest
-        has_formula = "$$" in docstring or re.search(r"Eqs?\. |Algorithm |\(\d{4}\)", docstring)
-        assert has_formula or name in WITHOUT_FORMULA
+        assert ("$$" in docstring or re.search(SOURCE, docstring)) != (name in WITHOUT_FORMULA)
+        assert bool(re.search(SOURCE, docstring)) != (name in WITHOUT_SOURCE)
     else:
         documented = docstring.split("\nAttributes:\n", 1)[1]
         names = getattr(value, "_fields", None) or list(parameters)
         assert re.findall(r"^    (\w+):", documented, re.MULTILINE) == list(names)
     for parameter in parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty
+
+
+def without_shape(annotation):
+    """Whether an annotation has an array of which it does not say the shape."""
+    if isinstance(annotation, list | tuple):  # the arguments of a `Callable`
+        return any(map(without_shape, annotation))
+    if annotation in (optax.Schedule, optax.ScalarOrSchedule):  # optax says what they are
+        return False
+    return annotation is jax.Array or any(map(without_shape, typing.get_args(annotation)))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module in MODULES for name in module.__all__]
+)
+def test_every_array_has_a_shape(module, name):
+    annotations = inspect.get_annotations(getattr(module, name))
+    assert annotations
+    assert [key for key, value in annotations.items() if without_shape(value)] == []
+
+
+def test_an_array_without_a_shape_would_be_noticed():
+    assert without_shape(typing.Callable[[jax.Array | None], float])
+    assert not without_shape(jaxtyping.Float[jax.Array, " n"] | float)
+
+
+def raised(function, seen):
+    """Name the errors that a function of the library, or one that it uses, may raise."""
+    if function in seen:
+        return set()
+    seen.add(function)
+    names = set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Raise):
+            names.add(ast.unparse(node.exc.func))
+        elif isinstance(node, ast.Name):
+            used = inspect.unwrap(function).__globals__.get(node.id)
+            if inspect.isfunction(used) and used.__module__.startswith("seht_jax"):
+                names |= raised(used, seen)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (module, name)
+        for module in MODULES
+        for name in module.__all__
+        if inspect.isfunction(getattr(module, name))
+    ],
+)
+def test_every_error_is_documented(module, name):
+    function = getattr(module, name)
+    section = inspect.getdoc(function).partition("\nRaises:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^    (\w+):", section, re.MULTILINE)
+    assert set(documented) == raised(function, set())
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ plt.show()
 # %% [markdown]
 # The minimum is flatter: that is what the penalty is for. Whether the test loss is lower too is
 # another question, and one seed does not answer it; change `seed` and see. What is known over
-# many networks and seeds is in [which form, how strong](../forms.md).
+# many networks and seeds is in [which form, how strong](../forms.html).
 #
-# Next: the penalty in [a training loop that is there already](nnx_loop.py), and [more about the
-# curvature](curvature.py) of a trained network.
+# Next: the penalty in [a training loop that is there already](nnx_loop.html), and [more about the
+# curvature](curvature.html) of a trained network.

@@ -146,4 +146,4 @@ print("regularized:", describe(regularized))
 
 # %% [markdown]
 # To leave the step as it is, put the penalty into the optimizer instead: the [optax
-# form](../training.md#the-optax-form).
+# form](../training.html#the-optax-form).

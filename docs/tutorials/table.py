@@ -58,7 +58,7 @@ for row in report["rows"]:
 
 # %% [markdown]
 # A mean is over the seeds, with its standard error where there are several; what is chosen is
-# chosen on validation data; diverged runs are counted. [Sweeps](../sweeps.md) has the rest:
+# chosen on validation data; diverged runs are counted. [Sweeps](../sweeps.html) has the rest:
 # workers, settings, room on the disk, and which command is which table.
 
 # %%

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.analyse.trained import TrainedNetwork
+from experiments.errors import SettingError, option
 from experiments.tasks.base import Task
 from seht_jax.analysis import (
     SpectralQuadrature,
@@ -63,7 +64,7 @@ class MeasureConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If one is out of its range.
+            SettingError: If one is out of its range.
         """
         minima = {
             "examples": 1,
@@ -79,11 +80,13 @@ class MeasureConfig:
         for name, minimum in minima.items():
             value = getattr(self, name)
             if not minimum <= value < 2**31:
-                raise ValueError(f"{name} must be at least {minimum}, and an int32, not {value}")
+                raise SettingError(
+                    f"{option(name)} must be at least {minimum}, and an int32, not {value}"
+                )
         if self.slice_points % 2 == 0:
-            raise ValueError(f"slice_points must be odd, not {self.slice_points}")
+            raise SettingError(f"--slice-points must be odd, not {self.slice_points}")
         if not 0 < self.slice_range < float("inf"):
-            raise ValueError(f"slice_range must be finite and above 0, not {self.slice_range}")
+            raise SettingError(f"--slice-range must be finite and above 0, not {self.slice_range}")
 
     @property
     def slice_positions(self) -> np.ndarray:

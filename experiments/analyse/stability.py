@@ -26,8 +26,8 @@ class StepStability(NamedTuple):
         momentum: Its momentum.
         sharpness: That learning rate times the largest eigenvalue.
         limit: What that must be below for plain gradient descent, 2.
-        momentum_limit: What it must be below with the momentum; `None` for Adam, whose steps are
-            scaled by another matrix.
+        momentum_limit: What it must be below with the momentum; `None` for Adam and
+            AdaHessian, whose steps are scaled by another matrix.
         max_learning_rate: Below it plain gradient descent contracts along the sharpest direction;
             0 if no eigenvalue is above 0.
     """

@@ -75,8 +75,8 @@ def summary_table(config: MeasureConfig, networks: Sequence[Analysed]) -> Table:
     remarks = [errors, stability]
     if any(each.stability.momentum_limit is None for each in networks):
         remarks.append(
-            "Adam scales each step by a matrix of its own, so that for it the limit is no more "
-            "than a comparison."
+            "Adam and AdaHessian scale each step by a matrix of their own, so that for them the "
+            "limit is no more than a comparison."
         )
     return Table("Curvature", headings, lines, remarks)
 

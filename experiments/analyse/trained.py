@@ -85,7 +85,7 @@ def read_finished_run(directory: Path, data_dir: Path | None) -> FinishedRun:
     settings = complete_settings(settings)
     try:
         config = from_json(settings)
-    except ValueError as error:
+    except (SettingError, ValueError) as error:
         raise DamagedFileError(
             f"{directory / 'config.json'} is damaged, or of another version: {error}. Restore it."
         ) from error

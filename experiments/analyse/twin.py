@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.analyse.trained import FinishedRun
 from experiments.config import TextConfig, TrainConfig, complete_settings, to_json
-from experiments.errors import DamagedFileError, SettingError
+from experiments.errors import DamagedFileError, SettingError, option
 from experiments.presets import PRESETS
 from experiments.regularizers import describe_method
 from experiments.sweep.plan import PLAN, read_plan
@@ -116,7 +116,7 @@ def plain_twin_command(run: FinishedRun) -> str:
     words = ["python", "-m", "experiments", "train", preset, "--method", *PLAIN_METHOD]
     for name, value in wanted.items():
         if name not in {"name", "method"} and base[name] != value:
-            words += _option(name.rpartition(".")[2], value)
+            words += _words(name, value)
     place = run.directory.parent / f"plain-seed{config.seed}"
     default = dataclasses.replace(config, name=preset).resolved_run_dir
     if place != default:
@@ -132,11 +132,10 @@ def _nearest_preset(config: TrainConfig) -> str:
     return "pydoc" if isinstance(config.data, TextConfig) else "digits"
 
 
-def _option(name: str, value: Any) -> list[str]:
-    option = name.replace("_", "-")
+def _words(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{option}", str(value)]
+        return [option(name if value else f"no_{name}")]
+    return [option(name), str(value)]
 
 
 def _candidates(directory: Path, seed: int) -> Iterator[Path]:

@@ -67,7 +67,7 @@ def load_cifar(
     images, labels = _read(builder, name, directory, "train", train_images)
     if validation_size >= len(labels):
         raise SettingError(
-            f"validation_size {validation_size} leaves none of the {len(labels)} training images "
+            f"--validation-size {validation_size} leaves none of the {len(labels)} training images "
             f"of {name}; take a smaller one"
         )
     train, validation = stratified_holdout(labels, validation_size, _SPLIT_SEED)
@@ -213,7 +213,7 @@ def _read(
     size = builder.info.splits[split].num_examples
     if num_images is not None and num_images > size:
         raise SettingError(
-            f"{split}_images must be at most {size:,}, the {split} images of the {name} data in "
+            f"--{split}-images must be at most {size:,}, the {split} images of the {name} data in "
             f"{directory}, not {num_images:,}"
         )
     try:

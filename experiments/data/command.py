@@ -45,7 +45,7 @@ def run_prepare(config: PrepareConfig, console: Console) -> Path:
     if config.dataset == "wikitext2":
         if config.archive is not None:
             raise SettingError(
-                f"archive must be None for wikitext2, which is no archive, not {config.archive}: "
+                f"--archive must be left out for wikitext2, which is none, not {config.archive}: "
                 "bring its three files to DATA_DIR/wikitext-2"
             )
         return prepare_wikitext2(config.data_dir, console)

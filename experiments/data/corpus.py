@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments.errors import SettingError
+from experiments.errors import SettingError, option
 
 UNKNOWN = "<unk>"
 
@@ -61,7 +61,7 @@ def make_corpus(
 def _beginning(name: str, words: Sequence[str], size: int | None) -> Sequence[str]:
     if size is not None and size > len(words):
         raise SettingError(
-            f"{name} must be at most {len(words)}, the length of the text, not {size}"
+            f"{option(name)} must be at most {len(words)}, the length of the text, not {size}"
         )
     return words[:size]
 

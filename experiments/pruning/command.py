@@ -28,7 +28,7 @@ from experiments.analyse.trained import (
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError, ExperimentError, SettingError
+from experiments.errors import ConfigMismatchError, ExperimentError, SettingError, option
 from experiments.json_file import Scalar, check_fields, read_json
 from experiments.models.resnet import ResNet
 from experiments.pruning.keep_zeros import KeepZeros
@@ -112,22 +112,26 @@ class PruneConfig:
         """Check the numbers.
 
         Raises:
-            ValueError: If one is out of its range.
+            SettingError: If one is out of its range.
         """
         if not self.keep or len(set(self.keep)) < len(self.keep):
-            raise ValueError(f"keep must name at least one size, and none twice, not {self.keep}")
+            raise SettingError(
+                f"--keep must name at least one size, and none twice, not {self.keep}"
+            )
         for keep in self.keep:
             if not 0 < keep < 1:
-                raise ValueError(f"keep must be above 0 and below 1, not {keep}")
+                raise SettingError(f"--keep must be above 0 and below 1, not {keep}")
         if not 0 < self.implant <= 1:
-            raise ValueError(f"implant must be above 0 and at most 1, not {self.implant}")
+            raise SettingError(f"--implant must be above 0 and at most 1, not {self.implant}")
         for name, least in (("seeds", 2), ("epochs", 1), ("probes", 2), ("examples", 1)):
             value = getattr(self, name)
             if not least <= value < 2**31:
-                raise ValueError(f"{name} must be at least {least}, and an int32, not {value}")
+                raise SettingError(
+                    f"{option(name)} must be at least {least}, and an int32, not {value}"
+                )
         rate = self.learning_rate
         if rate is not None and not 0 < rate < math.inf:
-            raise ValueError(f"learning_rate must be finite and above 0, not {rate}")
+            raise SettingError(f"--learning-rate must be finite and above 0, not {rate}")
 
 
 class _Original(NamedTuple):

@@ -25,8 +25,8 @@ def keep_zeros() -> optax.GradientTransformation:
     """Take from the gradient what belongs to params that are zero at the start.
 
     What follows it in a chain sees a network that has no such params, and must leave a param alone
-    that is 0 and whose gradients were all 0, as SGD and Adam do, with momentum and decay. (Optax's
-    `selective_transform` and `freeze` take whole leaves alone.)
+    that is 0 and whose gradients were all 0, as SGD, Adam and AdaHessian do, with momentum and
+    decay. (Optax's `selective_transform` and `freeze` take whole leaves alone.)
 
     Which params that are is part of the state, so that one compiled step serves them all.
 

@@ -84,7 +84,7 @@ def choose_fates(scores: Scores, kernels: Kernels, keep: float, implant: float) 
         smallest = num_weights(weight_masks(fates_of(len(order)), kernels))
         least = math.ceil(1e4 * smallest * keep / budget) / 1e4
         raise SettingError(
-            f"keep must be at least {least:g} with implant={implant:g}, not "
+            f"--keep must be at least {least:g} with --implant {implant:g}, not "
             f"{keep:g}: each convolution keeps a channel"
         )
     return fates_of(number)

@@ -5,6 +5,7 @@ A method is a sequence of words, one for each regularizer: ``seht-d:lam=1e-4,p=0
 """
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Sequence
 from types import NoneType
@@ -105,8 +106,10 @@ def _parse_word(word: str) -> Regularizer:
     """
     name, _, settings = word.partition(":")
     if name not in REGULARIZERS:
-        known = ", ".join([PLAIN, *REGULARIZERS])
-        reason = f"{PLAIN} stands alone" if name == PLAIN else f"known are {known}"
+        known = [PLAIN, *REGULARIZERS]
+        near = difflib.get_close_matches(name, known, n=2)
+        reason = f"did you mean {' or '.join(near)}? Known" if near else "known"
+        reason = f"{PLAIN} stands alone" if name == PLAIN else f"{reason} are {', '.join(known)}"
         raise ValueError(f"no regularizer {word!r}; {reason}")
     cls = REGULARIZERS[name]
     types = get_type_hints(cls)

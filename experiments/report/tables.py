@@ -141,7 +141,14 @@ def cost_table(
         "Steps of training alone, from the logs; ratios seed by seed. The medians are those of the "
         "logs' lines, which suffer less from a machine that does other things too."
     )
-    remarks = [medians]
+    # A log has the time of each step, and nothing of who else was at the machine.
+    alone = (
+        "Whether the machine had other work meanwhile is not in the logs, and workers that share "
+        "one slow each other down. Times that are to be compared come from one worker on an idle "
+        "machine: `python -m experiments sweep cost` for the rows of Table 1, `--rows` for some "
+        "rows of any sweep."
+    )
+    remarks = [medians, alone]
     if any(summary.chosen is not None and summary.chosen.num_diverged for summary in summaries):
         remarks.append("Runs that diverged count with their steps up to there.")
     places = {

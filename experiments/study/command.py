@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.config import TrainConfig
 from experiments.environment import git_commit
-from experiments.errors import ExperimentError
+from experiments.errors import ExperimentError, SettingError, option
 from experiments.study.carry_out import carry_out_and_record, plan_run
 from experiments.study.protocol import PROTOCOL, Protocol
 from experiments.study.records import read_records
@@ -60,14 +60,14 @@ class StudyConfig:
         """Check the numbers and the storage.
 
         Raises:
-            ExperimentError: If there is no stage, no setting or no time.
+            SettingError: If there is no stage, no setting or no time.
             StorageError: If the storage is of no kind that workers can share.
         """
         for name in ("stages", "settings"):
             if not getattr(self, name):
-                raise ExperimentError(f"{name} must name at least one")
+                raise SettingError(f"{option(name)} must name at least one")
         if self.time_limit is not None and not self.time_limit > 0:
-            raise ExperimentError(f"time_limit must be above 0, not {self.time_limit}")
+            raise SettingError(f"--time-limit must be above 0, not {self.time_limit}")
         if self.storage is not None:
             parse_storage_url(self.storage)  # before anything is written
 

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.config import TrainConfig, complete_settings, to_json
+from experiments.config import TrainConfig, complete_settings, deciding_settings, to_json
 from experiments.errors import ConfigMismatchError, ExperimentError
 from experiments.study.protocol import PLAIN, Method, Protocol, Setting
 from experiments.study.records import Record
@@ -293,9 +293,9 @@ def check_run_settings(run: StudyRun, settings: Mapping[str, Any], place: str) -
     Raises:
         ConfigMismatchError: If they are others.
     """
-    there = complete_settings(settings)
+    there = deciding_settings(complete_settings(settings))
     there.pop(CHECKSUM, None)
-    planned = to_json(run.config)
+    planned = deciding_settings(to_json(run.config))
     different = [
         f"  {name}: {there.get(name, '(not set)')} there, {planned.get(name, '(not set)')} planned"
         for name in sorted({**there, **planned})

@@ -1,16 +1,18 @@
 """The command `python -m experiments sweep`."""
 
 import dataclasses
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
 
-from experiments.errors import ExperimentError
+from experiments.errors import SettingError, option
 from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
-from experiments.sweep.definition import with_epochs
+from experiments.sweep.definition import Sweep, with_epochs
 from experiments.sweep.outcome import RunFunction, read_outcome
 from experiments.sweep.plan import MOST_SEEDS, plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue
@@ -39,6 +41,9 @@ class SweepConfig:
     the sweep says: 5 for the paper's tables."""
     epochs: int | None = None
     """Epochs of every run, for a first look; by default what the sweep says."""
+    rows: tuple[str, ...] | None = None
+    """Labels of the rows to run now, as the table prints them; by default all. The others stay
+    part of the sweep, for this command without the option or with their labels."""
     storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue: sqlite:///FILE, by default sweep.db in the output directory, for workers on one
     machine; postgresql://USER:PASSWORD@HOST/DATABASE for workers on any number of machines, which
@@ -56,15 +61,15 @@ class SweepConfig:
         """Check the numbers and the storage.
 
         Raises:
-            ExperimentError: If there is no seed, too many, or no epoch.
+            SettingError: If there is no seed, too many, or no epoch.
             StorageError: If the storage is of no kind that workers can share.
         """
         for name in ("seeds", "epochs"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                raise ExperimentError(f"{name} must be at least 1, not {number}")
+                raise SettingError(f"{option(name)} must be at least 1, not {number}")
         if self.seeds is not None and self.seeds > MOST_SEEDS:
-            raise ExperimentError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
+            raise SettingError(f"--seeds must be at most {MOST_SEEDS}, not {self.seeds}")
         if self.storage is not None:
             parse_storage_url(self.storage)  # before anything is written
 
@@ -88,15 +93,19 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
     Raises:
         ConfigMismatchError: If output directory or study hold runs with other settings.
         ExperimentError: If a run can not be carried out, or the storage can not be used.
+        SettingError: If a row is none of the sweep's that are run.
     """
     sweep = SWEEPS[config.sweep]
+    labels = _chosen_rows(sweep, config.rows)
     if config.epochs is not None:
         sweep = with_epochs(sweep, config.epochs)
     num_seeds = sweep.seeds if config.seeds is None else config.seeds
     output_dir = config.resolved_output_dir
     with file_lock(output_dir / "sweep.lock"):
         write_plan(sweep, num_seeds, output_dir)
-    runs = plan_runs(sweep, num_seeds, output_dir, config.data_dir)
+    # Plan and study are those of all rows, whichever are run now.
+    planned = plan_runs(sweep, num_seeds, output_dir, config.data_dir)
+    runs = [run for run in planned if run.label in labels]
     queue = RunQueue(
         config.storage or sqlite_url(output_dir / "sweep.db"),
         config.study or sweep.name,
@@ -105,7 +114,8 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
     )
     progress = work(queue, sweep.selected_by, run, console)
     console.print(
-        f"{progress.finished} runs finished, {progress.diverged} diverged. The table: "
+        f"{progress.finished} runs finished, {progress.diverged} diverged"
+        f"{'' if config.rows is None else ', of the rows that were chosen'}. The table: "
         f"python -m experiments report {output_dir}",
         markup=False,
         highlight=False,
@@ -123,3 +133,22 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -
             soft_wrap=True,
         )
     return progress
+
+
+def _chosen_rows(sweep: Sweep, chosen: Sequence[str] | None) -> set[str]:
+    """Tell which rows are run now, by their labels.
+
+    Raises:
+        SettingError: If one is none of the sweep's that are run.
+    """
+    labels = [row.label for row in sweep.rows if row.config is not None]
+    if chosen is None:
+        return set(labels)
+    unknown = [label for label in chosen if label not in labels]
+    if unknown or not chosen:
+        raise SettingError(
+            f"--rows must name rows that {sweep.name} runs, not "
+            f"{shlex.join(unknown) if unknown else 'none'}; these are\n  "
+            + "\n  ".join(map(shlex.quote, labels))
+        )
+    return set(chosen)

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import TrainConfig, check_settings, complete_settings, to_json
+from experiments.config import (
+    TrainConfig,
+    check_settings,
+    complete_settings,
+    deciding_settings,
+    to_json,
+)
 from experiments.errors import ConfigMismatchError
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
 from experiments.safe_files import path_inside
@@ -82,11 +88,13 @@ def compare_settings(
     Raises:
         ConfigMismatchError: If a point has other settings, or is no longer there.
     """
-    wanted = settings_of(sweep)
+    wanted = {place: deciding_settings(each) for place, each in settings_of(sweep).items()}
     differences = [
         line
         for directory, settings in existing.items()
-        for line in _differences(directory, _complete(settings), wanted.get(directory))
+        for line in _differences(
+            directory, deciding_settings(_complete(settings)), wanted.get(directory)
+        )
     ]
     if differences:
         raise ConfigMismatchError(

@@ -183,7 +183,7 @@ class Classification(Task):
         """
         if self.steps_per_epoch < 1:
             raise SettingError(
-                f"batch_size {self.batch_size} is larger than the {self.size('train')} training "
+                f"--batch-size {self.batch_size} is larger than the {self.size('train')} training "
                 "images"
             )
 

@@ -167,8 +167,9 @@ class LanguageModelling(Task):
         del method
         if self.steps_per_epoch < 1:
             raise SettingError(
-                f"the {self.size('train')} training tokens are too few for a step: batch_size "
-                f"{self.batch_size} strands of length {self.length} and one token more"
+                f"the {self.size('train')} training tokens are too few for a step: "
+                f"--batch-size {self.batch_size} strands of --length {self.length} and one token "
+                "more"
             )
         for split in SPLITS:
             if 0 < self.size(split) < 2 * EVALUATION_STRANDS:

@@ -15,10 +15,11 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int, PyTree
 
-from experiments.config import complete_settings
+from experiments.config import complete_settings, deciding_settings
 from experiments.errors import ConfigMismatchError, DamagedCheckpointError
 from experiments.training.devices import is_first_process, wait_for_all
 from experiments.training.fingerprint import fingerprint
+from experiments.training.heap import return_free_memory
 from experiments.training.state import TrainState
 
 KEPT = 2
@@ -136,13 +137,14 @@ class Checkpoints:
             )
 
     def finish(self) -> None:
-        """Wait until the last checkpoint is complete.
+        """Wait until the last checkpoint is complete, and return the memory that writing it took.
 
         Raises:
             OSError: If it could not be written.
         """
         with _as_os_errors():
             self._manager.wait_until_finished()
+        return_free_memory()
 
     def keep_newest(self) -> None:
         """Delete all checkpoints but the newest, and those that are kept for good."""
@@ -236,7 +238,7 @@ class Checkpoints:
         """
         wanted, settings = self._settings, written["settings"]
         # Settings that this version has and an earlier one had not have their defaults.
-        if wanted and settings and complete_settings(settings) != wanted:
+        if wanted and settings and _differ(complete_settings(settings), wanted):
             raise ConfigMismatchError(
                 f"The checkpoint of step {step} in {self._directory} belongs to another run "
                 "than the directory that it is in. Put back the one that was there."
@@ -331,6 +333,10 @@ def _from_tree(tree: Mapping[str, Any]) -> tuple[TrainState, Best | None]:
     )
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     return state, Best(**tree["best"]) if "best" in tree else None
+
+
+def _differ(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    return deciding_settings(settings) != deciding_settings(others)
 
 
 def _checksum(tree: PyTree, settings: Mapping[str, Any] | None) -> int:

@@ -60,10 +60,10 @@ def remedies(config: TrainConfig) -> str:
     """
     names = {field.name for part in config.method for field in dataclasses.fields(part)}
     settings = [
-        "a smaller learning_rate",
+        "a smaller --learning-rate",
         *(f"a smaller {name}" for name in _STRENGTHS if name in names),
         *(["more warmup_steps"] if "warmup_steps" in names else []),
         # 0 is no bound.
-        "a smaller clip_norm" if config.optimizer.clip_norm else "a clip_norm above 0",
+        "a smaller --clip-norm" if config.optimizer.clip_norm else "a --clip-norm above 0",
     ]
     return f"Try {' or '.join(settings)}."

@@ -1,9 +1,10 @@
-"""The log of a run: JSON lines, TensorBoard, and a progress bar."""
+"""The log of a run: JSON lines, TensorBoard, and a progress bar, or lines where there is none."""
 
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import (  # protobuf makes the classes when it is imported
     Event,  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,12 +34,19 @@ from experiments.safe_files import replace_file
 LOG = "metrics.jsonl"
 PER_SECOND = "_per_second"
 
+SECONDS_BETWEEN_LINES = 10.0
+"""Where no bar can be shown, a line says so often at most how far a run is."""
+
 _MISSING = "–"
+_WIDE = 105  # columns, from which all numbers have their place
 _FIELDS = {"step": int, "epoch": float, "seconds": float, "step_time": float}
 
 
 def make_progress(console: Console) -> Progress:
-    """Build the progress bar: steps, loss, trace estimate, step time, throughput, time left.
+    """Build the progress bar: steps, loss, trace estimate, time left.
+
+    Where there is room, step time and throughput too. A file or a pipe gets no bar; `show` writes
+    lines there.
 
     Args:
         console: Where it is shown.
@@ -45,17 +54,21 @@ def make_progress(console: Console) -> Progress:
     Returns:
         The bar, a context manager; add tasks with `add_run`.
     """
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TextColumn("loss [bold]{task.fields[loss]}"),
-        TextColumn("trace [bold]{task.fields[trace]}"),
+    speed = (
         TextColumn("{task.fields[step_time]} ms/step"),
         TextColumn("{task.fields[throughput]}"),
-        TimeRemainingColumn(compact=True),
+    )
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),  # the one that shrinks where a line would be too long
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("loss [bold]{task.fields[loss]}"),
+        TextColumn("trace [bold]{task.fields[trace]}"),
+        *(speed if console.width >= _WIDE else ()),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("left"),
         console=console,
+        disable=not console.is_interactive,
     )
 
 
@@ -79,11 +92,12 @@ def add_run(progress: Progress, description: str, num_steps: int, done: int = 0)
         trace=_MISSING,
         step_time=_MISSING,
         throughput=_MISSING,
+        said_at=time.monotonic(),
     )
 
 
 def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) -> None:
-    """Move the progress bar on.
+    """Move the progress bar on, or write a line now and then where there is none.
 
     Args:
         progress: The bar.
@@ -99,6 +113,25 @@ def show(progress: Progress, task: TaskID, step: int, row: Mapping[str, float]) 
         trace=_MISSING if trace is None else f"{trace:.3g}",
         step_time=f"{1e3 * row['step_time']:.1f}",
         throughput=_throughput(row),
+    )
+    if not progress.console.is_interactive:
+        _say(progress, task, row)
+
+
+def _say(progress: Progress, task_id: TaskID, row: Mapping[str, float]) -> None:
+    """Write a line, at the end and if the last one is long enough ago."""
+    (task,) = (task for task in progress.tasks if task.id == task_id)
+    now = time.monotonic()
+    if not task.finished and now - task.fields["said_at"] < SECONDS_BETWEEN_LINES:
+        return
+    progress.update(task_id, said_at=now)
+    seconds_left = round((task.remaining or 0) * row["step_time"])
+    progress.console.print(
+        f"{task.description}: step {task.completed:.0f} of {task.total:.0f}, "
+        f"loss {task.fields['loss']}, about {timedelta(seconds=seconds_left)} left",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -20,7 +20,7 @@ from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.load import load_data
-from experiments.errors import DivergedError, SettingError
+from experiments.errors import DivergedError, SettingError, option
 from experiments.regularizers import InitialNetwork, describe_method
 from experiments.tasks.base import SPLITS, Evaluator, Task
 from experiments.tasks.build import build_task
@@ -45,7 +45,7 @@ from experiments.training.logging import (
     show,
 )
 from experiments.training.plateau import after_epoch, is_lower
-from experiments.training.preemption import Terminated, catch_termination
+from experiments.training.preemption import Terminated, catch_termination, end_at_termination
 from experiments.training.run_directory import (
     claim_run_directory,
     hold_run_directory,
@@ -108,7 +108,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return result
     experiment = build_experiment(config, data)
     with (
-        hold_run_directory(directory) if is_first_process() else contextlib.nullcontext(),
+        _hold_together(directory),
         Checkpoints(
             directory / CHECKPOINTS,
             settings=settings,
@@ -119,11 +119,12 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
         if is_first_process():
             record_start(directory)
         run = _Run(experiment, directory, checkpoints, console)
-        with catch_termination() as ends_at:
-            state, best = run.train(ends_at)
-        wait_for_all("train")
-        result = _summarise(experiment, state, best, read_log(directory / LOG))
-        checkpoints.finish()
+        with end_at_termination("Told to end while the result was measured; all steps are saved."):
+            with catch_termination() as ends_at:
+                state, best = run.train(ends_at)
+            wait_for_all("train")
+            result = _summarise(experiment, state, best, read_log(directory / LOG))
+            checkpoints.finish()
         if is_first_process():
             write_result(directory, result)
         checkpoints.keep_newest()
@@ -189,7 +190,7 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
     parts = 1 if mesh is None else mesh.shape["data"]
     if config.batch_size % parts:
         raise SettingError(
-            f"batch_size must be a multiple of the {parts} devices over which it is spread, not "
+            f"--batch-size must be a multiple of the {parts} devices over which it is spread, not "
             f"{config.batch_size}"
         )
     if not task.size("validation"):
@@ -199,7 +200,7 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
         ):
             if value == wanted:
                 raise SettingError(
-                    f"{setting}={wanted} needs validation data, and none are held out"
+                    f"{option(setting)} {wanted} needs validation data, and none are held out"
                 )
     return task
 
@@ -462,10 +463,10 @@ class _Run:
         restored = self.checkpoints.restore(state, best, warn=self._warn)
         if restored is not None:
             state, best = restored
-            self.console.print(f"Going on from step {int(state.step)} in {self.directory}.")
+            self._say(f"Going on from step {int(state.step)} in {self.directory}.")
         else:
             method = " ".join(describe_method(config.method))
-            self.console.print(f"Training {method} in {self.directory}.")
+            self._say(f"Training {method} in {self.directory}.")
         with self.console.status("Compiling the training step"):
             self.experiment.warm_up(state)
         all_restores = self._restores_before(int(state.step))
@@ -512,8 +513,8 @@ class _Run:
                 loss = row.get("validation/loss")
                 if best is not None and loss is not None and is_lower(loss, best.loss):
                     best = experiment.new_best(state, round(row["epoch"]), loss)
-                if log is not None:
-                    log.write(step, row)
+                # In turn: if the disk is full, the other processes would wait for this one.
+                in_turn("write the log", functools.partial(_write, log, step, row))
                 show(progress, task, step, row)
                 is_last = step == experiment.num_steps
                 ends = ends_at(step)
@@ -551,8 +552,29 @@ class _Run:
             sentences.append(f"The state before it went wrong is in {place}.")
         return " ".join(sentences)
 
+    def _say(self, message: str) -> None:
+        self.console.print(message, highlight=False, soft_wrap=True)
+
     def _warn(self, message: str) -> None:
         self.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _hold_together(directory: Path) -> Iterator[None]:
+    """Hold a run directory in the first process; if it can not, no process goes on."""
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            if is_first_process():
+                held.enter_context(hold_run_directory(directory))
+
+        in_turn("hold the run directory", hold)
+        yield
+
+
+def _write(log: RunLog | None, step: int, row: Row) -> None:
+    if log is not None:
+        log.write(step, row)
 
 
 def _summarise(

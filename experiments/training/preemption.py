@@ -32,21 +32,52 @@ def catch_termination() -> Iterator[Callable[[int], bool]]:
         return
     received = threading.Event()
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        received.set()
-
     def is_requested(step: int) -> bool:
         del step
         return received.is_set()
 
-    if threading.current_thread() is not threading.main_thread():
+    with _at_termination(received.set):
         yield is_requested
-        return
-    before = signal.signal(signal.SIGTERM, remember)
-    try:
-        yield is_requested
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if received.is_set():
         signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def end_at_termination(message: str) -> Iterator[None]:
+    """Let SIGTERM end the block at once, where all that could be saved is saved.
+
+    Several processes go on to the end of the block: JAX has their signals.
+
+    Args:
+        message: What happened, and what is kept.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Terminated: At the signal.
+    """
+
+    def end() -> None:
+        raise Terminated(message)
+
+    with contextlib.nullcontext() if jax.process_count() > 1 else _at_termination(end):
+        yield
+
+
+@contextlib.contextmanager
+def _at_termination(act: Callable[[], None]) -> Iterator[None]:
+    """Call something at SIGTERM, where signals can be caught: in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        act()
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -10,11 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.config import TrainConfig, check_settings, complete_settings, to_json
+from experiments.config import (
+    TrainConfig,
+    check_settings,
+    complete_settings,
+    deciding_settings,
+    to_json,
+)
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.environment import describe_environment
-from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError
+from experiments.errors import ConfigMismatchError, DamagedFileError, RunningError, option
 from experiments.file_lock import owner_lock
 from experiments.json_file import Scalar, check_fields, check_kind, read_json
 from experiments.safe_files import path_inside, replace_file, temporary_path
@@ -24,6 +30,9 @@ _LOCK = "run.lock"
 
 CHECKSUM = "data.checksum"
 """The setting of a run that `to_json` does not write: the checksum of its data."""
+
+# What a run is told apart by and no option sets.
+_NO_OPTIONS = {"name": "the preset", CHECKSUM: "the checksum of the data"}
 
 _RESULT_FIELDS = {
     "name": str,
@@ -40,6 +49,8 @@ def claim_run_directory(
     directory: Path, config: TrainConfig, dataset: Dataset | Corpus
 ) -> dict[str, Any]:
     """Make a run directory, or check that an existing one belongs to the same run.
+
+    Its ``config.json`` stays as it was written when the run began.
 
     Args:
         directory: The run directory.
@@ -58,11 +69,11 @@ def claim_run_directory(
     path = directory / _CONFIG
     existing = read_settings(directory)
     if existing is not None:
-        existing = complete_settings(existing)
-        if existing != settings:
+        there, wanted = map(deciding_settings, (complete_settings(existing), settings))
+        if there != wanted:
             raise ConfigMismatchError(
                 f"{directory} holds a run with another configuration:\n"
-                + _difference(existing, settings)
+                + _difference(there, wanted)
                 + "\nPass another --run-dir, or the settings of the run that is there to go on "
                 "with it."
             )
@@ -245,7 +256,8 @@ def _check_result(value: Any) -> dict[str, Any]:
 def _difference(existing: dict[str, Any], wanted: dict[str, Any]) -> str:
     nothing = "(not set)"
     lines = [
-        f"  {name}: there {existing.get(name, nothing)}, asked for {wanted.get(name, nothing)}"
+        f"  {_NO_OPTIONS.get(name) or option(name)}: there {existing.get(name, nothing)}, asked "
+        f"for {wanted.get(name, nothing)}"
         for name in sorted(existing | wanted)
         if existing.get(name, nothing) != wanted.get(name, nothing)
     ]

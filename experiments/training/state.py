@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+import seht_jax as seht
 from experiments.config import OptimizerConfig
 from experiments.errors import SettingError
 from experiments.regularizers import Regularizer
@@ -57,11 +58,7 @@ def make_optimizer(
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay),
-        # For None `optax.sgd` keeps no buffer, for 0 it does.
-        optax.sgd(schedule, config.momentum or None)
-        if config.algorithm == "sgd"
-        else optax.adam(schedule, config.momentum),
+        *_algorithm(config, schedule),
         *([scale_on_plateau()] if config.schedule == "plateau" else []),
     )
     for part in method:
@@ -86,13 +83,13 @@ def check_accumulation(
     """
     if config.accumulate > num_steps:
         raise SettingError(
-            f"accumulate must be at most the {num_steps} steps of the run, or the weights never "
+            f"--accumulate must be at most the {num_steps} steps of the run, or the weights never "
             f"change, not {config.accumulate}"
         )
     for part in method:
         if config.accumulate > 1 and part.why_not_accumulate:
             raise SettingError(
-                f"the method {part.name} can not be used with accumulate={config.accumulate}: "
+                f"the method {part.name} can not be used with --accumulate {config.accumulate}: "
                 f"{part.why_not_accumulate}"
             )
 
@@ -129,6 +126,36 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
         return optax.cosine_decay_schedule(config.learning_rate, num_steps)
     drops = {round(share * num_steps): DROP_FACTOR for share in DROPS_AT}
     return optax.piecewise_constant_schedule(config.learning_rate, drops)
+
+
+def _algorithm(
+    config: OptimizerConfig, schedule: optax.Schedule
+) -> tuple[optax.GradientTransformation, ...]:
+    """Choose what makes a step of a gradient, with the decay of the weights."""
+    decay = optax.add_decayed_weights(config.weight_decay)
+    if config.algorithm == "adahessian":
+        rescaled = _with_key_of_the_step(
+            seht.scale_by_adahessian(jax.random.key(0), b1=config.momentum)
+        )
+        return rescaled, decay, optax.scale_by_learning_rate(schedule)
+    if config.algorithm == "adam":
+        return decay, optax.adam(schedule, config.momentum)
+    # For None `optax.sgd` keeps no buffer, for 0 it does.
+    return decay, optax.sgd(schedule, config.momentum or None)
+
+
+def _with_key_of_the_step(
+    tx: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
+    """Put the key of the step in place of the state's, so that every run has its own probes."""
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree | None = None, **extra_args: Any
+    ) -> tuple[PyTree, Any]:
+        state = state._replace(key=extra_args.pop("key"))
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def _with_standard_promotion(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from seht_jax.closed_loss import close_loss
@@ -29,6 +29,7 @@ from seht_jax.penalty import (
 )
 from seht_jax.precision import accumulation_dtype
 from seht_jax.probes import LayerFunction, layer_table, sample_probe
+from seht_jax.sharding import gathered, shaped_like
 from seht_jax.trace import curvature_product
 
 
@@ -97,12 +98,12 @@ def curvature_operator(
         ends = np.cumsum([leaves[i].size for i in table.probed])
 
         def join(parts: dict[int, Array]) -> Array:
-            flat = [_gathered(parts[i]).astype(dtype).reshape(-1) for i in table.probed]
+            flat = [gathered(parts[i]).astype(dtype).reshape(-1) for i in table.probed]
             return jnp.concatenate(flat)
 
         def split(vector: Array) -> dict[int, Array]:
             parts = jnp.split(vector, ends[:-1], axis=-1)
-            return {i: _shaped_like(p, leaves[i]) for i, p in zip(table.probed, parts, strict=True)}
+            return {i: shaped_like(p, leaves[i]) for i, p in zip(table.probed, parts, strict=True)}
 
         # In sequence: the activations of all products at once are what there is no room for.
         @jax.custom_batching.sequential_vmap
@@ -141,25 +142,6 @@ def _sharded_like(stacked: Array, leaf: Any) -> Array:
         return stacked
     axes: Sequence[Any] = (None, *sharding.spec)
     return jax.device_put(stacked, NamedSharding(sharding.mesh, PartitionSpec(*axes)))
-
-
-def _gathered(array: Array) -> Array:
-    """Gather an array whose sharding is a part of its type, which could not be flattened."""
-    sharding: Any = jax.typeof(array).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return array
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
-
-
-def _shaped_like(part: Array, leaf: Array) -> Array:
-    """Give the last axis of an array shape, dtype and, if it is a part of the type, sharding."""
-    stack = part.shape[:-1]
-    shaped = part.reshape(*stack, *leaf.shape).astype(leaf.dtype)
-    sharding: Any = jax.typeof(leaf).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return shaped
-    spec = PartitionSpec(*(None for _ in stack), *sharding.spec)
-    return jax.sharding.reshard(shaped, NamedSharding(sharding.mesh, spec))
 
 
 def _report(progress: Callable[[], Any], _: Any) -> None:

@@ -14,10 +14,11 @@ from experiments.config import (
     TextConfig,
     TrainConfig,
     complete_settings,
+    deciding_settings,
     from_json,
     to_json,
 )
-from experiments.errors import SettingError
+from experiments.errors import SettingError, option
 from experiments.presets import DESCRIPTIONS, PRESETS
 from experiments.regularizers import SehtD, SehtH
 
@@ -27,21 +28,21 @@ from experiments.regularizers import SehtD, SehtH
     ["epochs", "batch_size", "trace_examples", "trace_probes", "log_every", "checkpoint_every"],
 )
 def test_a_number_out_of_its_range_is_named(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least .*, not -1"):
+    with pytest.raises(SettingError, match=f"{option(field)} must be at least .*, not -1"):
         TrainConfig(**{field: -1})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"network": "wide-resnet"}, "a wide-resnet needs a depth: 10, 16"),
-        ({"network": "wide-resnet", "depth": 12}, r"depth must be 6n \+ 4 .*, not 12"),
-        ({"network": "resnet18", "depth": 18}, "resnet18 has a fixed depth: leave out depth=18"),
-        ({"width": 0}, "width must be at least 1, not 0"),
+        ({"network": "wide-resnet"}, "a wide-resnet needs a --depth: 10, 16"),
+        ({"network": "wide-resnet", "depth": 12}, r"--depth must be 6n \+ 4 .*, not 12"),
+        ({"network": "resnet18", "depth": 18}, "resnet18 has a fixed depth: leave out --depth 18"),
+        ({"width": 0}, "--width must be at least 1, not 0"),
     ],
 )
 def test_a_size_that_does_not_fit_the_network_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         ModelConfig(**settings)
 
 
@@ -58,8 +59,14 @@ def test_a_size_that_does_not_fit_the_network_is_named(settings, message):
     ],
 )
 def test_a_number_that_would_spoil_the_optimizer_is_named(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be .*, not {value}"):
+    with pytest.raises(SettingError, match=f"{option(field)} must be .*, not {value}"):
         OptimizerConfig(**{field: value})
+
+
+def test_adahessian_needs_the_loss_of_all_batches_that_are_averaged():
+    OptimizerConfig(algorithm="adahessian")
+    with pytest.raises(SettingError, match="--accumulate must be 1 with --algorithm adahessian"):
+        OptimizerConfig(algorithm="adahessian", accumulate=2)
 
 
 @pytest.mark.parametrize(
@@ -67,16 +74,17 @@ def test_a_number_that_would_spoil_the_optimizer_is_named(field, value):
 )
 def test_numbers_of_images_have_a_least_one(name, least):
     DataConfig("cifar10", **{name: least})
-    with pytest.raises(ValueError, match=f"{name} must be at least {least}, not {least - 1}"):
+    message = f"{option(name)} must be at least {least}, not {least - 1}"
+    with pytest.raises(SettingError, match=message):
         DataConfig("cifar10", **{name: least - 1})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train_images": 50}, "train_images must be None for digits, .* split, not 50"),
-        ({"validation_size": 200}, "validation_size must be None for digits, .* split .*, not 200"),
-        ({"data_dir": Path("there")}, "data_dir must be None for digits, .*, not there"),
+        ({"train_images": 50}, "--train-images must be left out for digits, .* split, not 50"),
+        ({"validation_size": 200}, "--validation-size must be left out .* split .*, not 200"),
+        ({"data_dir": Path("there")}, "--data-dir must be left out for digits, .*, not there"),
     ],
 )
 def test_what_digits_do_not_depend_on_is_refused(settings, message):
@@ -109,30 +117,30 @@ def test_settings_of_text_are_completed_as_such():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 0}, "length must be at least 1, not 0"),
-        ({"train_tokens": 0}, "train_tokens must be at least 1, not 0"),
-        ({"evaluation_tokens": -1}, "evaluation_tokens must be at least 1, not -1"),
-        ({"data_dir": Path("there")}, "data_dir must be None for pydoc, .*, not there"),
+        ({"length": 0}, "--length must be at least 1, not 0"),
+        ({"train_tokens": 0}, "--train-tokens must be at least 1, not 0"),
+        ({"evaluation_tokens": -1}, "--evaluation-tokens must be at least 1, not -1"),
+        ({"data_dir": Path("there")}, "--data-dir must be left out for pydoc, .*, not there"),
     ],
 )
 def test_a_text_that_can_not_be_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         TextConfig(**settings)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 0}, "width must be at least 1, not 0"),
-        ({"num_layers": 0}, "num_layers must be at least 1, not 0"),
-        ({"num_heads": 2}, "num_heads belongs to a transformer: leave it out for lstm"),
+        ({"width": 0}, "--width must be at least 1, not 0"),
+        ({"num_layers": 0}, "--num-layers must be at least 1, not 0"),
+        ({"num_heads": 2}, "--num-heads belongs to a transformer: leave it out for lstm"),
         ({"network": "transformer", "tied_embeddings": True}, "belong to lstm and gru"),
         ({"network": "transformer", "initialisation": "flax"}, "belong to lstm and gru"),
-        ({"network": "transformer", "width": 6}, "num_heads must divide the width 6, not 4"),
+        ({"network": "transformer", "width": 6}, "--num-heads must divide the --width 6, not 4"),
     ],
 )
 def test_a_setting_that_does_not_fit_the_language_model_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         LanguageModelConfig(**settings)
 
 
@@ -143,7 +151,7 @@ def test_text_needs_a_language_model(changes):
 
 
 def test_a_method_is_named_once():
-    with pytest.raises(ValueError, match="the method names 'seht-h' more than once"):
+    with pytest.raises(SettingError, match="--method names 'seht-h' more than once"):
         TrainConfig(method=(SehtH(), SehtD(), SehtH(lam=1.0)))
 
 
@@ -166,18 +174,37 @@ def test_a_configuration_is_read_back_from_its_settings(preset):
     [
         ({"model.depth": "many"}, "'model.depth'"),
         ({"model.num_layers": 2}, "'model.num_layers' is no setting of a run on digits"),
-        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"seed": -1}, "--seed must be at least 0, not -1"),
         ({"method": ["seht-x"]}, "no regularizer 'seht-x'"),
     ],
 )
 def test_settings_that_can_not_be_are_not_read(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((SettingError, ValueError), match=message):
         from_json(to_json(TrainConfig()) | change)
 
 
 def test_places_are_no_settings():
     moved = TrainConfig(run_dir=Path("a"), data=DataConfig("cifar10", data_dir=Path("b")))
     assert to_json(moved) == to_json(TrainConfig(data=DataConfig("cifar10")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"log_every": 7}, True),
+        ({"checkpoint_every": 7}, True),
+        ({"log_every": 7, "on_divergence": "restore"}, True),
+        ({"checkpoint_every": 7, "on_divergence": "restore"}, False),
+        ({"trace_probes": 7}, False),
+        ({"epochs": 7}, False),
+        ({"reported": "best"}, False),
+    ],
+)
+def test_how_often_is_logged_and_saved_decides_nothing(changes, same):
+    plain = TrainConfig(on_divergence=changes.get("on_divergence", "stop"))
+    settings = (to_json(config) for config in (plain, dataclasses.replace(plain, **changes)))
+    first, second = map(deciding_settings, settings)
+    assert (first == second) == same
 
 
 @pytest.mark.parametrize(

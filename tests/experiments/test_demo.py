@@ -10,6 +10,7 @@ from rich.console import Console
 
 from experiments import demo
 from experiments.demo import METHODS, DemoConfig, curve_steps, mean_and_error, run_demo, verdict
+from experiments.errors import SettingError
 from experiments.regularizers import SehtD
 
 
@@ -125,7 +126,7 @@ def test_curves_are_measured_at_ends_of_epochs_and_at_the_end(epochs):
 
 @pytest.mark.parametrize(("field", "value"), [("seeds", 1), ("epochs", 0)])
 def test_too_little_is_refused(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be at least .*, not {value}"):
+    with pytest.raises(SettingError, match=f"--{field} must be at least .*, not {value}"):
         DemoConfig(**{field: value})
 
 

@@ -36,7 +36,7 @@ def trained(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["data", "demo", "train"]),
+        ([], ["data", "demo", "train", "python -m experiments train digits --method plain"]),
         (["data"], ["prepare"]),
         (["data", "prepare"], ["cifar10", "cifar100", "--data-dir", "--archive"]),
         (["analyse"], ["RUN", "--plain", "--output-dir", "--examples", "--trace-probes"]),
@@ -89,10 +89,30 @@ def test_plain_is_a_method(trained):
 
 
 def test_a_method_that_is_not_known_is_named(trained, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(["train", "digits", "--method", "saht"])
-    captured = capsys.readouterr()
-    assert "saht" in captured.out + captured.err
+    assert command_line.main(["train", "digits", "--method", "sedt-h"]) == 1
+    error = capsys.readouterr().err
+    assert "--method sedt-h: no regularizer 'sedt-h'; did you mean seht-h or seht-d?" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train digits --epochs 0", "--epochs must be at least 1, not 0"),
+        ("train digits --train-images 5", "--train-images must be left out for digits, which"),
+        ("train cifar10-small --train-images 0", "--train-images must be at least 1, not 0"),
+        ("train digits --width 0", "--width must be at least 1, not 0"),
+        ("train digits --weight-decay=-1", "--weight-decay must be finite and at least 0, not -1"),
+        ("train digits --mesh foo", "--mesh must be data=N or data=N,model=M with whole numbers"),
+        ("demo --seeds 1", "--seeds must be at least 2 for a standard error, not 1"),
+        ("stability --learning-rate 0", "--learning-rate must be finite and above 0, not 0"),
+        ("prune x --keep 2", "--keep must be above 0 and below 1, not 2"),
+        ("analyse x --trace-probes 1", "--trace-probes must be at least 2, and an int32, not 1"),
+        ("sweep digits-small --seeds 0", "--seeds must be at least 1, not 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_answered_with_the_option(capsys, line, message):
+    assert command_line.main(line.split()) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_missing_data_are_explained_without_a_traceback(tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 import seht_jax as seht
 from experiments.analyse.measure import MeasureConfig, measurer, total_work
 from experiments.analyse.trained import TrainedNetwork
+from experiments.errors import SettingError
 
 CONFIG = MeasureConfig(
     examples=30,
@@ -152,16 +153,16 @@ def test_all_of_the_work_is_reported(measured):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("examples", 0, "examples must be at least 1, .*, not 0"),
-        ("eigenvalue_products", 2, "eigenvalue_products must be at least 3, .*, not 2"),
-        ("density_probes", 1, "density_probes must be at least 2, .*, not 1"),
-        ("trace_probes", 1, "trace_probes must be at least 2, .*, not 1"),
-        ("probe_seed", 2**31, "probe_seed must be at least 0, and an int32, not 2147483648"),
-        ("slice_points", 4, "slice_points must be odd, not 4"),
-        ("slice_range", 0.0, "slice_range must be finite and above 0, not 0.0"),
-        ("slice_range", float("nan"), "slice_range must be finite and above 0, not nan"),
+        ("examples", 0, "--examples must be at least 1, .*, not 0"),
+        ("eigenvalue_products", 2, "--eigenvalue-products must be at least 3, .*, not 2"),
+        ("density_probes", 1, "--density-probes must be at least 2, .*, not 1"),
+        ("trace_probes", 1, "--trace-probes must be at least 2, .*, not 1"),
+        ("probe_seed", 2**31, "--probe-seed must be at least 0, and an int32, not 2147483648"),
+        ("slice_points", 4, "--slice-points must be odd, not 4"),
+        ("slice_range", 0.0, "--slice-range must be finite and above 0, not 0.0"),
+        ("slice_range", float("nan"), "--slice-range must be finite and above 0, not nan"),
     ],
 )
 def test_a_number_out_of_its_range_is_named(field, value, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         MeasureConfig(**{field: value})

@@ -97,7 +97,7 @@ def test_other_data_are_told(run):
 
 
 def test_data_that_come_with_a_package_have_no_place(run, tmp_path):
-    with pytest.raises(SettingError, match="data_dir must be None for digits"):
+    with pytest.raises(SettingError, match="--data-dir must be left out for digits"):
         read_finished_run(run, tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_data_that_come_with_a_package_have_no_place(run, tmp_path):
     ("change", "message"),
     [
         ({"model.width": "8"}, "'model.width'"),
-        ({"model.width": 0}, "width must be at least 1"),
+        ({"model.width": 0}, "--width must be at least 1"),
         ({"model.weight": 1}, "'model.weight' is no setting of a run on digits"),
         ({"method": ["unknown"]}, "no regularizer 'unknown'"),
         ({"optimizer.algorithm": "newton"}, "'optimizer.algorithm'"),

@@ -118,7 +118,7 @@ def test_validation_has_equal_shares_of_the_classes(name, dataset):
 
 
 def test_some_images_must_be_left_to_train_on(name, data_dir):
-    with pytest.raises(SettingError, match="validation_size 200 leaves none of the 200 training"):
+    with pytest.raises(SettingError, match="--validation-size 200 leaves none of the 200 training"):
         load_cifar(name, data_dir, validation_size=200)
 
 
@@ -132,9 +132,9 @@ def test_the_first_images_are_taken(name, data_dir):
 
 
 def test_more_images_than_there_are_is_an_error(name, data_dir):
-    with pytest.raises(SettingError, match=r"train_images must be at most 200, .*, not 201"):
+    with pytest.raises(SettingError, match=r"--train-images must be at most 200, .*, not 201"):
         load_cifar(name, data_dir, 0, train_images=201)
-    with pytest.raises(SettingError, match=r"test_images must be at most 100, .*, not 101"):
+    with pytest.raises(SettingError, match=r"--test-images must be at most 100, .*, not 101"):
         load_cifar(name, data_dir, 0, test_images=101)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.data.corpus import make_corpus
+from experiments.errors import SettingError
 
 TRAIN, VALIDATION, TEST = ["a", "b", "a", "c"], ["b", "d"], ["d", "e", "e"]
 
@@ -31,10 +32,10 @@ def test_the_vocabulary_of_a_beginning_is_its_own():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"train_tokens": 5}, "train_tokens must be at most 4, the length of the text, not 5"),
-        ({"evaluation_tokens": 3}, "evaluation_tokens must be at most 2, .*, not 3"),
+        ({"train_tokens": 5}, "--train-tokens must be at most 4, the length of the text, not 5"),
+        ({"evaluation_tokens": 3}, "--evaluation-tokens must be at most 2, .*, not 3"),
     ],
 )
 def test_more_than_there_is_is_an_error(sizes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingError, match=message):
         make_corpus(TRAIN, VALIDATION, TEST, **sizes)

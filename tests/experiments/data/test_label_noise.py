@@ -6,6 +6,7 @@ import pytest
 from experiments.config import DataConfig, TrainConfig, complete_settings, to_json
 from experiments.data.label_noise import with_label_noise
 from experiments.data.load import load_dataset
+from experiments.errors import SettingError
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4, 1.0])
@@ -36,7 +37,7 @@ def test_more_noise_leaves_no_wrong_label_as_it_was(digits):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_that_is_none_is_named(share):
-    with pytest.raises(ValueError, match=f"label_noise must be in .*, not {share}"):
+    with pytest.raises(SettingError, match=f"--label-noise must be in .*, not {share}"):
         DataConfig(label_noise=share)
 
 

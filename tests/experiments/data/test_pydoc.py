@@ -38,5 +38,5 @@ def test_the_whole_text_has_three_parts():
 
 
 def test_a_part_has_no_more_than_it_has():
-    with pytest.raises(SettingError, match="evaluation_tokens must be at most"):
+    with pytest.raises(SettingError, match="--evaluation-tokens must be at most"):
         load_pydoc_corpus(100, 10**9)

@@ -90,7 +90,7 @@ def test_a_file_with_other_words_is_named(files, name, train_tokens):
 
 
 def test_more_tokens_than_there_are_is_an_error(files):
-    with pytest.raises(SettingError, match="train_tokens must be at most 7"):
+    with pytest.raises(SettingError, match="--train-tokens must be at most 7"):
         load_wikitext2(files, 8, None)
 
 
@@ -121,7 +121,7 @@ def test_what_is_sent_in_their_place_is_refused(tmp_path, server, console):
 def test_an_archive_is_refused(tmp_path, capsys):
     arguments = ["data", "prepare", "wikitext2", "--archive", str(tmp_path / "wikitext.zip")]
     assert command_line.main(arguments) == 1
-    assert "archive must be None for wikitext2" in capsys.readouterr().err
+    assert "--archive must be left out for wikitext2" in capsys.readouterr().err
 
 
 @pytest.mark.data

@@ -14,7 +14,13 @@ from rich.console import Console
 
 from experiments import __main__ as command_line
 from experiments.config import ModelConfig
-from experiments.errors import ConfigMismatchError, ExperimentError, RunningError, SettingError
+from experiments.errors import (
+    ConfigMismatchError,
+    ExperimentError,
+    RunningError,
+    SettingError,
+    option,
+)
 from experiments.pruning import command
 from experiments.pruning.command import PruneConfig, run_prune
 from experiments.pruning.report import COMPARED, CRITERIA
@@ -203,5 +209,5 @@ def test_results_that_another_process_is_at_are_left_alone(config, console):
 )
 def test_a_setting_out_of_its_range_is_named(tmp_path, setting):
     (name,) = setting
-    with pytest.raises(ValueError, match=f"^{name} must"):
+    with pytest.raises(SettingError, match=f"^{option(name)} must"):
         PruneConfig(tmp_path, **setting)

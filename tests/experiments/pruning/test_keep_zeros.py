@@ -24,23 +24,30 @@ GRADIENTS = {
 }
 
 
+def curved(params):
+    return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(params))
+
+
 @pytest.mark.parametrize(
     ("config", "method"),
     [
         (OptimizerConfig(), ()),
         (OptimizerConfig(clip_norm=0, momentum=0, weight_decay=0.1), ()),
         (OptimizerConfig(algorithm="adam"), ()),
+        (OptimizerConfig(algorithm="adahessian"), ()),
         (OptimizerConfig(accumulate=2), ()),
         (OptimizerConfig(), (Lookahead(sync_period=2),)),
     ],
-    ids=["sgd", "no-momentum", "adam", "accumulate", "lookahead"],
+    ids=["sgd", "no-momentum", "adam", "adahessian", "accumulate", "lookahead"],
 )
 def test_zeros_stay_and_others_move(config, method):
     tx = make_optimizer(config, STEPS, (KeepZeros(), *method))
 
     def step(carry, gradients):
         params, opt_state = carry
-        updates, opt_state = tx.update(gradients, opt_state, params)
+        updates, opt_state = tx.update(
+            gradients, opt_state, params, value_fn=curved, key=jax.random.key(0)
+        )
         return (jax.tree.map(jnp.add, params, updates), opt_state), None
 
     @jax.jit

@@ -155,7 +155,7 @@ def test_an_implant_is_a_convolution_with_kernels_of_one_pixel(stride):
 
 
 def test_a_size_that_can_not_be_reached_is_refused_with_the_smallest_that_can(params):
-    with pytest.raises(SettingError, match=r"keep must be at least .* not 0.001") as error:
+    with pytest.raises(SettingError, match=r"--keep must be at least .* not 0.001") as error:
         random_fates(params, 0.001, 0.5)
     (smallest,) = re.findall(r"at least (\S+) with", str(error.value))
     random_fates(params, float(smallest), 0.5)

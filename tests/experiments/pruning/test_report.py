@@ -1,11 +1,14 @@
 """What the table and the figure say of fine-tunings whose figures are known."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 
 from experiments.pruning.report import COMPARED, CRITERIA, STYLES, draw_figure, markdown
 
+DOCS = Path(__file__).parents[3] / "docs"
 ORIGINAL = {"weights": 8000, "test_accuracy": 0.98, "test_loss": 0.07}
 
 
@@ -73,3 +76,11 @@ def test_the_figure_has_a_marker_for_each_network():
 
 def test_every_criterion_is_told_from_the_others_without_colour():
     assert len({marker for _, marker in STYLES.values()}) == len(CRITERIA) == len(STYLES)
+
+
+def test_the_tables_in_the_documents_are_those_of_the_numbers():
+    numbers = json.loads((DOCS / "evidence" / "pruning" / "pruning.json").read_text())
+    page = (DOCS / "related.md").read_text(encoding="utf-8")
+    first, heading, second = markdown(numbers["original"], numbers["fine_tunings"]).split("\n\n")
+    assert first in page
+    assert f"{heading}\n\n{second}" in page

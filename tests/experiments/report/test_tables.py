@@ -65,7 +65,9 @@ def test_costs_are_ratios_to_the_baseline(finished):
     assert table.headings[2] == "time / Plain"
     assert table.lines[0] == ["Plain", "3.00 ± 0.58", "1.00 ± 0.00", "1.00 ± 0.00", "–", "3"]
     assert table.lines[1] == ["SEHT-D 1", "4.00 ± 0.58", "1.36 ± 0.07", "1.36 ± 0.07", "1.2", "3"]
-    assert "different machines" not in " ".join(table.remarks)
+    remarks = " ".join(table.remarks)
+    assert "different machines" not in remarks
+    assert "come from one worker on an idle machine: `python -m experiments sweep cost`" in remarks
 
 
 def test_times_of_different_machines_are_called_so(finished):

@@ -10,7 +10,13 @@ import pytest
 import study_worker
 from study_worker import NUM_RUNS, PROTOCOL, SETTING, begun, fake_run, record_of, work
 
-from experiments.errors import ConfigMismatchError, DivergedError, ExperimentError
+from experiments.errors import (
+    ConfigMismatchError,
+    DivergedError,
+    ExperimentError,
+    SettingError,
+)
+from experiments.study.command import StudyConfig
 from experiments.study.records import append_record, read_records
 from experiments.study.report import write_study_report
 from experiments.study.stages import TUNING, plan_stage
@@ -212,3 +218,16 @@ def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, m
         assert record.figures["relative_trace"] > 0
     page = write_study_report(records.parent, console, protocol)
     assert "Finalists: Digits" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ()}, "--stages must name at least one"),
+        ({"settings": ()}, "--settings must name at least one"),
+        ({"time_limit": 0.0}, "--time-limit must be above 0, not 0.0"),
+    ],
+)
+def test_a_part_that_is_none_is_named(options, message):
+    with pytest.raises(SettingError, match=message):
+        StudyConfig(**options)

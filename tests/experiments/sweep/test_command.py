@@ -8,11 +8,12 @@ from sweep_worker import fake_run
 
 from experiments import __main__ as command_line
 from experiments.config import OptimizerConfig
-from experiments.errors import ConfigMismatchError
+from experiments.errors import ConfigMismatchError, SettingError
 from experiments.presets import SWEEPS
 from experiments.report.command import ReportConfig, write_report
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.sweep.definition import Row, Sweep
+from experiments.sweep.plan import read_plan
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.logging import read_log
 from experiments.training.loop import train
@@ -70,6 +71,33 @@ def test_a_sweep_of_real_runs_is_stopped_and_goes_on_from_the_checkpoint(
     assert (config.output_dir / "report" / "convergence.png").exists()
 
 
+def test_some_rows_are_run_and_the_others_later(tiny_sweep, tmp_path, console, monkeypatch):
+    (row,) = tiny_sweep.rows
+    other = Row("Other", dataclasses.replace(row.config, batch_size=50))
+    quoted = Row("Quoted (1999)", None)
+    sweep = dataclasses.replace(tiny_sweep, rows=(row, other, quoted))
+    monkeypatch.setitem(SWEEPS, "tiny", sweep)
+    config = SweepConfig("tiny", seeds=2, output_dir=tmp_path)
+    some = run_sweep(dataclasses.replace(config, rows=("Other",)), console, fake_run)
+    assert (some.finished, some.total) == (2, 2)
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["other"]
+    assert len(read_plan(tmp_path)["rows"]) == 3
+    everything = run_sweep(config, console, fake_run)
+    assert (everything.finished, everything.total) == (6, 6)
+    begun = (tmp_path / "runs" / "begun.txt").read_text().splitlines()
+    assert len(begun) == 6  # none of them twice
+
+
+@pytest.mark.parametrize("rows", [("plain",), ("Plain", "Quoted"), ()])
+def test_a_row_that_is_not_known_is_refused_with_those_that_are(
+    tiny_sweep, tmp_path, console, rows
+):
+    config = SweepConfig("tiny", rows=rows, output_dir=tmp_path / "sweep")
+    with pytest.raises(SettingError, match=r"--rows must name .*these are\n  Plain$"):
+        run_sweep(config, console, None)
+    assert not config.output_dir.exists()
+
+
 def test_changed_settings_are_refused_before_anything_runs(
     tiny_sweep, tmp_path, console, monkeypatch
 ):
@@ -117,8 +145,7 @@ def test_the_command_line_runs_it(tiny_sweep, monkeypatch):
 
 
 def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command_line.main(["sweep", "digits-smal"])
+    assert command_line.main(["sweep", "digits-smal"]) == 2
     captured = capsys.readouterr()
     assert "digits-small" in captured.out + captured.err
 
@@ -126,4 +153,4 @@ def test_a_sweep_that_is_not_known_is_refused_with_those_that_are(capsys):
 @pytest.mark.parametrize("name", ["seeds", "epochs"])
 def test_numbers_out_of_range_are_explained_without_a_traceback(name, capsys):
     assert command_line.main(["sweep", "digits-small", f"--{name}", "0"]) == 1
-    assert f"{name} must be at least 1, not 0" in capsys.readouterr().err
+    assert f"error: --{name} must be at least 1, not 0" in capsys.readouterr().err

@@ -90,6 +90,16 @@ def test_a_plan_from_before_a_setting_existed_goes_on(tmp_path):
     assert json.loads((tmp_path / PLAN).read_text())["seeds"] == 2
 
 
+def test_a_plan_goes_on_when_its_runs_are_logged_more_often(tmp_path):
+    write_plan(SWEEP, 1, tmp_path)
+    rows = tuple(
+        dataclasses.replace(row, config=dataclasses.replace(row.config, log_every=1))
+        for row in SWEEP.rows
+    )
+    write_plan(dataclasses.replace(SWEEP, rows=rows), 2, tmp_path)
+    assert json.loads((tmp_path / PLAN).read_text())["seeds"] == 2
+
+
 def test_a_plan_of_a_method_that_is_gone_is_refused(tmp_path):
     write_plan(SWEEP, 1, tmp_path)
     path = tmp_path / PLAN

@@ -142,7 +142,7 @@ def test_the_gradient_ends_at_the_carried_states(task):
     assert abs(float(moved - second_alone(params))) > 1e-4
 
 
-@pytest.mark.parametrize("network", ["lstm", "gru"])
+@pytest.mark.parametrize("network", ["lstm", pytest.param("gru", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "method",
     [*METHODS, pytest.param(SehtD(lam=1e2, p=0.5), marks=pytest.mark.long)],
@@ -186,7 +186,7 @@ def in_float64():
     [
         (DROPPING_LSTM, "hessian", (0.6, 0.4)),
         (DROPPING_LSTM, "gauss_newton", None),
-        (TRANSFORMER, "hessian", (0.6, 0.4)),
+        pytest.param(TRANSFORMER, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TRANSFORMER, "gauss_newton", None),
         pytest.param(TIED_GRU, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TIED_GRU, "gauss_newton", None),
@@ -266,7 +266,7 @@ def test_dropout_is_refused_where_the_network_has_none(text):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"train": 10}, "the 10 training tokens are too few for a step: batch_size 2 .* length 5"),
+        ({"train": 10}, "10 training tokens are too few for a step: --batch-size 2 .* --length 5"),
         ({"test": 19}, "the test text must have at least 20 tokens, or none, not 19"),
     ],
 )

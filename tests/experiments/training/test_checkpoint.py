@@ -97,6 +97,13 @@ def test_what_is_written_is_read_back(tmp_path, best):
     chex.assert_trees_all_equal(best_found, best)
 
 
+def test_no_free_memory_is_kept_when_one_is_complete(tmp_path, spare_memory):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(STATE)
+        checkpoints.finish()
+        assert spare_memory() < 30 * 2**20  # of 64 MiB; the first checkpoint takes some itself
+
+
 def test_it_is_read_to_other_devices(directory, two_devices):
     sharding = NamedSharding(two_devices, P())
     placed = jax.device_put(blank(), sharding)

@@ -1,6 +1,8 @@
 """Several processes train the weights of one."""
 
+import dataclasses
 import json
+import os
 import time
 
 import numpy as np
@@ -16,7 +18,11 @@ from commands import (
     terminate_in_training,
 )
 
+from experiments.config import ModelConfig
+from experiments.data.load import load_data
+from experiments.presets import PRESETS
 from experiments.training.preemption import EXIT_STATUS
+from experiments.training.run_directory import claim_run_directory, hold_run_directory
 
 TOLERANCE = {"float64": 1e-8, "float32": 1e-2}  # of the largest entry
 
@@ -44,12 +50,19 @@ def weights_of(place, number=0):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
-def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_property):
+@pytest.mark.parametrize(
+    ("dtype", "numbers"),
+    [
+        ("float64", (2,)),
+        pytest.param("float64", (4,), marks=pytest.mark.long),
+        pytest.param("float32", (2, 4), marks=pytest.mark.long),
+    ],
+)
+def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, numbers, record_property):
     script = checkout / "tests" / "distributed_run.py"
     x64 = {"JAX_ENABLE_X64": "1" if dtype == "float64" else "0"}
     found = {}
-    for number in (1, 2, 4):
+    for number in (1, *numbers):
         place, port = tmp_path / str(number), free_port()
         end(
             [
@@ -60,7 +73,7 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, record_pr
         found[number] = [weights_of(place, process) for process in range(number)]
     (expected,) = found[1]
     assert expected[0].dtype == dtype
-    for number in (2, 4):
+    for number in numbers:
         largest = 0.0
         for weights in found[number]:
             for one, other in zip(weights, expected, strict=True):
@@ -105,6 +118,21 @@ def test_an_error_in_one_process_ends_the_others_too(tmp_path, checkout):
     assert "Traceback" not in first + second
 
 
+@pytest.mark.slow
+def test_a_run_that_another_process_is_at_is_left_to_it_by_all(tmp_path, checkout):
+    run_dir = tmp_path / "run"
+    config = dataclasses.replace(
+        PRESETS["digits"], model=ModelConfig(width=2), epochs=1, batch_size=100, method=(),
+        trace_examples=0, log_every=5, checkpoint_every=7,
+    )  # fmt: skip
+    claim_run_directory(run_dir, config, load_data(config.data))
+    with hold_run_directory(run_dir):
+        first, second = end(start_command(checkout, run_dir, 2), status=1)
+    assert f"is being carried out by process {os.getpid()} on " in first
+    assert "Process 0 could not hold the run directory; what it says itself" in second
+    assert "Traceback" not in first + second
+
+
 FAILING = """
 import sys
 from experiments import __main__ as command_line
@@ -125,10 +153,12 @@ def test_an_error_in_the_middle_ends_the_others_too(tmp_path, checkout):
     begun = time.monotonic()
     command = ["-c", FAILING, *TRAIN[2:], "--epochs", 10_000]  # without -m experiments
     processes = start_command(checkout, tmp_path / "run", 2, command)
-    first, _ = (process.communicate(timeout=600)[0] for process in processes)
-    assert all(process.returncode for process in processes)
+    first, second = (process.communicate(timeout=600)[0] for process in processes)
+    assert [process.returncode for process in processes] == [1, 1]
     assert time.monotonic() - begun < 240  # JAX waits for 300 seconds if it is not told otherwise
     assert "no space" in first
+    assert "Process 0 could not write the log; what it says itself" in second
+    assert "Traceback" not in first + second
 
 
 @pytest.mark.slow

@@ -22,16 +22,16 @@ def test_bad_steps_are_found_with_what_is_wrong(value):
 @pytest.mark.parametrize(
     ("method", "clip_norm", "expected"),
     [
-        ((), 1.0, "a smaller learning_rate or a smaller clip_norm"),
+        ((), 1.0, "a smaller --learning-rate or a smaller --clip-norm"),
         (
             (SehtD(),),
             1.0,
-            "a smaller learning_rate or a smaller lam or more warmup_steps or a smaller clip_norm",
+            "a smaller --learning-rate or a smaller lam or more warmup_steps or a smaller --cl",
         ),
         (
             (GaussNewton(), Cutout()),
             0.0,
-            "a smaller learning_rate or a smaller strength or a clip_norm above 0",
+            "a smaller --learning-rate or a smaller strength or a --clip-norm above 0",
         ),
     ],
 )

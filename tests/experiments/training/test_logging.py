@@ -1,11 +1,51 @@
 """The log of a run."""
 
 import errno
+import io
+import itertools
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from experiments.training.logging import RunLog
+from experiments.training import logging
+from experiments.training.logging import RunLog, add_run, make_progress, show
+
+ROW = {"loss": 2.53281, "trace_estimate": 1.61e4, "step_time": 0.5, "images_per_second": 2078.1}
+
+
+def shown(console, description="training", steps=(5, 11250)):
+    """What a console shows of a run of 11250 steps."""
+    with console, make_progress(console) as progress:
+        task = add_run(progress, description, 11250)
+        for step in steps:
+            show(progress, task, step, ROW)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("description", ["training", "Gauss-Newton, seed 12"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bar_fits_into_its_line(width, description):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    *_, line, _ = shown(console, description).splitlines()
+    line = line.removeprefix("\x1b[2K")  # which clears it
+    assert len(line) <= width
+    assert "…" not in line
+    assert f"{description} ━" in line
+    assert "11250/11250 loss 2.5328 trace 1.61e+04 " in line
+    assert "0:00:00 left" in line or "00:00 left" in line
+    assert ("500.0 ms/step 2078 images/s" in line) == (width == 120)
+
+
+def test_a_file_gets_a_line_now_and_then_and_one_at_the_end(monkeypatch):
+    console = Console(file=io.StringIO(), width=40)
+    clock = itertools.count(step=4)  # 4 seconds from one step to the next
+    monkeypatch.setattr(logging, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert shown(console, steps=(100, 200, 300, 400, 11250)).splitlines() == [
+        "training: step 300 of 11250, loss 2.5328, about 1:31:15 left",
+        "training: step 11250 of 11250, loss 2.5328, about 0:00:00 left",
+    ]
 
 
 def events_of(directory):

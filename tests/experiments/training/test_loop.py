@@ -94,6 +94,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert "Going on from step" in console.file.getvalue()
 
 
+def test_a_run_may_be_resumed_with_other_intervals(whole, tmp_path, digits, console, monkeypatch):
+    whole_config, expected = whole
+    config = dataclasses.replace(whole_config, run_dir=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, console)
+    began_with = (config.run_dir / "config.json").read_bytes()
+    changed = dataclasses.replace(
+        config, log_every=7, checkpoint_every=5, keep_checkpoints=3, keep_checkpoints_every=6
+    )
+    found = train(changed, console)
+    assert "Going on from step 8" in console.file.getvalue()
+    chex.assert_trees_all_equal(last_state(config, digits), last_state(whole_config, digits))
+    assert [row["step"] for row in log_of(config)] == [3, 4, 6, 8, 10, 14, 15, 20]
+    assert found["validation_loss"] == expected["validation_loss"]
+    assert found["test_loss"] == expected["test_loss"]
+    assert (config.run_dir / "config.json").read_bytes() == began_with
+    assert train(config, console) == found  # finished, whichever they are
+
+
 @pytest.mark.parametrize(
     ("model", "method"),
     [
@@ -134,6 +155,24 @@ def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
         assert all(row["trace_estimate"] > 0 for row in log_of(config))
 
 
+def test_adahessian_trains_and_a_run_with_it_is_resumed(
+    plain, tmp_path, digits, console, monkeypatch
+):
+    optimizer = OptimizerConfig(algorithm="adahessian", learning_rate=0.15)
+    config = dataclasses.replace(plain, optimizer=optimizer, trace_examples=0)
+    interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
+    train(config, console)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted, console)
+    train(interrupted, console)
+    assert "Going on from step 8" in console.file.getvalue()
+    chex.assert_trees_all_equal(last_state(interrupted, digits), last_state(config, digits))
+    losses = [row["loss"] for row in log_of(config) if "loss" in row]
+    assert losses[-1] < 0.95 * losses[0]
+
+
 def test_a_finished_run_keeps_its_newest_checkpoint_alone(whole):
     config, _ = whole
     directory = config.run_dir / "checkpoints"
@@ -148,6 +187,17 @@ def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
     assert train(plain, console) == first
     assert read_starts(plain.run_dir) == starts
     assert "This run is finished" in console.file.getvalue()
+
+
+def test_a_run_that_is_told_to_end_while_it_measures_says_what_is_kept(plain, console, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "experiments.training.loop._summarise", lambda *_: signal.raise_signal(signal.SIGTERM)
+        )
+        with pytest.raises(Terminated, match="while the result was measured; all steps are saved"):
+            train(plain, console)
+    assert "test_loss" in train(plain, console)
+    assert "Going on from step 20 in" in console.file.getvalue()
 
 
 def test_log_and_result(plain, console):
@@ -173,9 +223,9 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     with pytest.raises(ConfigMismatchError) as caught:
         train(changed, console)
     message = str(caught.value)
-    assert "seed: there 0, asked for 7" in message
-    assert "optimizer.learning_rate: there 0.05, asked for 0.5" in message
-    assert "method: there ['plain'], asked for ['seht-h:" in message
+    assert "--seed: there 0, asked for 7" in message
+    assert "--learning-rate: there 0.05, asked for 0.5" in message
+    assert "--method: there ['plain'], asked for ['seht-h:" in message
     assert "epochs" not in message
     assert "--run-dir" in message
     assert before == {path: path.read_bytes() for path in plain.run_dir.glob("*.json*")}
@@ -185,8 +235,8 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(plain, cons
     ("method", "accumulate", "message"),
     [
         ((Cutout(size=9),), 1, "size 9 is larger than the images, 8x8"),
-        ((), 21, "accumulate must be at most the 20 steps of the run, .* not 21"),
-        ((SAM(),), 2, "sam can not be used with accumulate=2"),
+        ((), 21, "--accumulate must be at most the 20 steps of the run, .* not 21"),
+        ((SAM(),), 2, "sam can not be used with --accumulate 2"),
     ],
 )
 def test_settings_that_do_not_fit_leave_no_directory(plain, console, method, accumulate, message):
@@ -224,7 +274,7 @@ def test_a_run_that_diverges_stops_and_says_where(plain, console):
     message = str(caught.value)
     assert "diverged at step 2 (" in message
     assert "the steps up to 1 were finite" in message
-    assert "finite. Try a smaller learning_rate or a clip_norm above 0. Newest" in message
+    assert "finite. Try a smaller --learning-rate or a --clip-norm above 0. Newest" in message
     assert "Newest checkpoint: step 1." in message
     assert message.endswith(f"The state before it went wrong is in {config.run_dir / 'diverged'}.")
     assert not (config.run_dir / "result.json").exists()

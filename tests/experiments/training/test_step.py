@@ -18,6 +18,8 @@ from experiments.tasks.classification import epoch_order
 from experiments.training.loop import build_experiment
 from experiments.training.state import check_accumulation, make_optimizer, make_schedule
 
+KEY = jax.random.key(0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Recording(Regularizer):
@@ -140,7 +142,9 @@ def test_clipping_is_optional_and_of_the_norm_over_all_params(clip_norm, share):
 
 
 def test_a_batch_larger_than_the_data_is_refused(plain, tiny_digits):
-    with pytest.raises(SettingError, match="batch_size 100 is larger than the 40 training images"):
+    with pytest.raises(
+        SettingError, match="--batch-size 100 is larger than the 40 training images"
+    ):
         build_experiment(plain, tiny_digits)
 
 
@@ -156,6 +160,35 @@ def test_weight_decay_is_added_to_the_clipped_gradient_before_the_momentum():
     for name in params:
         assert float(first[name].item()) == pytest.approx(-slope)
         assert float(second[name].item()) == pytest.approx(-(slope + 0.5 * slope))
+
+
+def test_adahessian_divides_by_the_diagonal_and_decays_the_weights_apart_from_it():
+    config = OptimizerConfig(algorithm="adahessian", weight_decay=0.1, clip_norm=0.0)
+    tx = make_optimizer(config, num_steps=10)
+    params, curvature = {"w": jnp.array([1.0, -2.0])}, jnp.array([3.0, 50.0])
+
+    def value_fn(params):
+        return jnp.sum(curvature * params["w"] ** 2) / 2
+
+    updates, _ = tx.update(
+        jax.grad(value_fn)(params), tx.init(params), params, value_fn=value_fn, key=KEY
+    )
+    step = curvature * params["w"] / (curvature + 1e-4) + 0.1 * params["w"]
+    np.testing.assert_allclose(updates["w"], -config.learning_rate * step, rtol=1e-5)
+
+
+def test_adahessian_draws_from_the_key_of_the_step():
+    tx = make_optimizer(OptimizerConfig(algorithm="adahessian"), num_steps=10)
+    params = {"w": jnp.linspace(1.0, 2.0, 20)}
+
+    def step(key):
+        return tx.update(
+            params, tx.init(params), params, value_fn=lambda p: jnp.sum(p["w"]) ** 3, key=key
+        )[0]["w"]
+
+    first, again, other = map(step, (KEY, KEY, jax.random.key(1)))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
 
 
 def test_steps_divide_the_learning_rate_by_five_after_60_120_and_160_of_200_epochs():
@@ -251,7 +284,9 @@ def test_accumulated_gradients_are_those_of_one_large_batch():
 @pytest.mark.parametrize("method", [SAM(), SehtShare()])
 def test_methods_of_one_batch_do_not_go_with_accumulated_gradients(method):
     config = OptimizerConfig(accumulate=2)
-    with pytest.raises(SettingError, match=f"{method.name} can not be used with accumulate=2: it"):
+    with pytest.raises(
+        SettingError, match=f"{method.name} can not be used with --accumulate 2: it"
+    ):
         check_accumulation(config, 10, (method,))
 
 

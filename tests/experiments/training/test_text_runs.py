@@ -160,8 +160,8 @@ def test_log_and_result_speak_of_tokens(whole):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reported": "best"}, "reported=best needs validation data"),
-        ({"optimizer": CONFIG.optimizer, "reported": "last"}, "schedule=plateau needs validation"),
+        ({"reported": "best"}, "--reported best needs validation data"),
+        ({"optimizer": CONFIG.optimizer, "reported": "last"}, "--schedule plateau needs"),
     ],
 )
 def test_without_validation_data_there_is_no_best_epoch(tiny_digits, changes, message):
