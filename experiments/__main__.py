@@ -21,6 +21,7 @@ from experiments.report.command import ReportConfig, write_report
 from experiments.spelling import check_spelling
 from experiments.stability import StabilityConfig, run_stability
 from experiments.strength.command import StrengthConfig, run_strength
+from experiments.study.command import StudyConfig, run_study
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.sweep.storage_url import hide_in_argument
 from experiments.training.devices import is_first_process, join_processes
@@ -50,6 +51,7 @@ WORDS: dict[str, Any] = {
     "report": ReportConfig,
     "stability": StabilityConfig,
     "strength": StrengthConfig,
+    "study": StudyConfig,
     "sweep": dict.fromkeys(SWEEPS, SweepConfig),
     "train": PRESETS,
 }
@@ -58,6 +60,7 @@ KINDS = {"": "command", "sweep": "sweep", "train": "preset"}
 DEMO = DemoConfig()
 STABILITY = StabilityConfig()
 STRENGTH = StrengthConfig()
+STUDY = StudyConfig()
 
 if TYPE_CHECKING:
     Preset = TrainConfig
@@ -146,6 +149,16 @@ def strength(config: Annotated[StrengthConfig, tyro.conf.arg(name="")] = STRENGT
         run_strength(config, _console())
 
 
+def study(config: Annotated[StudyConfig, tyro.conf.arg(name="")] = STUDY) -> None:
+    """Run the study of whether penalising curvature helps, and what it costs.
+
+    It goes on from the runs that are recorded. Given several times, one command a core, it shares
+    the work.
+    """
+    with explain_os_errors("run the study", config.output_dir, "--output-dir", "its runs"):
+        run_study(config, _console())
+
+
 def sweep(config: Annotated[SweepConfig, tyro.conf.arg(name="")]) -> None:
     """Run a table of methods, each with its grid, at several seeds.
 
@@ -210,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Callable[[], None]:
     """Find out what is to be done; ends the program if that can not be understood."""
-    commands = (analyse, data, demo, prune, report, stability, strength, sweep, train)
+    commands = (analyse, data, demo, prune, report, stability, strength, study, sweep, train)
     return tyro.extras.subcommand_cli_from_dict(
         {command.__name__: _later(command) for command in commands},
         args=arguments,

@@ -68,13 +68,18 @@ class DataConfig:
     split with 200."""
     augmentation: Literal["none", "flip", "crop-flip"] = "none"
     """flip: a random mirror image. crop-flip: a random crop out of 4 pixels' padding as well."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by another class, the same ones in every run;
+    validation and test labels stay."""
 
     def __post_init__(self) -> None:
         """Check the numbers, and that the data set depends on what is given.
 
         Raises:
-            SettingError: If a number is too small, or digits are given one, or a place.
+            SettingError: If a number is out of its range, or digits are given one, or a place.
         """
+        if not 0 <= self.label_noise <= 1:
+            raise SettingError(f"--label-noise must be in [0, 1], not {self.label_noise}")
         for name, least in (("train_images", 1), ("test_images", 1), ("validation_size", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -134,9 +139,9 @@ class TextConfig:
 class ModelConfig:
     """Which network."""
 
-    network: Literal["digits-resnet", "resnet18", "wide-resnet"] = "digits-resnet"
+    network: Literal["digits-resnet", "resnet18", "wide-resnet", "convnet"] = "digits-resnet"
     """digits-resnet is for 8x8 images, resnet18 is the CIFAR form, wide-resnet is
-    WRN-depth-width."""
+    WRN-depth-width, convnet has six convolutions and no normalisation."""
     width: int = 8
     """Channels of the first stage, 64 for the full ResNet-18; of a wide-resnet the factor k by
     which it is wider than 16, 32 and 64 channels, 10 for WRN-28-10."""
@@ -145,8 +150,8 @@ class ModelConfig:
     dtype: Dtype = "float32"
     """What the layers compute in; weights, loss and estimate stay float32."""
     remat: bool = False
-    """Whether the activations inside a block are computed again when its gradient is, which takes
-    less memory and more time."""
+    """Whether the activations inside a block, or of a convnet's convolution, are computed again
+    when its gradient is, which takes less memory and more time."""
 
     def __post_init__(self) -> None:
         """Check the sizes.

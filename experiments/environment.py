@@ -28,18 +28,34 @@ def describe_environment() -> dict[str, str | int | None]:
     }
 
 
-def git_commit() -> str | None:
+def git_commit(*places: str) -> str | None:
     """Ask git for the commit of this checkout.
+
+    Args:
+        *places: Files and directories, relative to the checkout, that count; by default all.
 
     Returns:
         Its hash, followed by ``-dirty`` where files differ from it; `None` without git, or outside
         of a checkout.
     """
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    paths = [f":/{place}" for place in places or ("",)]
     try:
-        result = subprocess.run(  # noqa: S603  # a fixed command
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *paths)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    """Ask git.
+
+    Raises:
+        OSError: If there is no git.
+        CalledProcessError: If this is no checkout.
+    """
+    command = ["git", *arguments]
+    result = subprocess.run(  # noqa: S603  # the callers' own words
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
     return result.stdout.strip()

@@ -5,6 +5,7 @@ from experiments.data.cifar import VALIDATION_SIZE, load_cifar
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.digits import load_digits
+from experiments.data.label_noise import with_label_noise
 from experiments.data.pydoc import load_pydoc_corpus
 from experiments.data.wikitext import load_wikitext2
 
@@ -39,11 +40,13 @@ def load_dataset(config: DataConfig) -> Dataset:
         SettingError: If there are fewer images than are asked for.
     """
     if config.dataset == "digits":
-        return load_digits()
-    size = VALIDATION_SIZE if config.validation_size is None else config.validation_size
-    return load_cifar(
-        config.dataset, config.data_dir, size, config.train_images, config.test_images
-    )
+        data = load_digits()
+    else:
+        size = VALIDATION_SIZE if config.validation_size is None else config.validation_size
+        data = load_cifar(
+            config.dataset, config.data_dir, size, config.train_images, config.test_images
+        )
+    return with_label_noise(data, config.label_noise) if config.label_noise else data
 
 
 def load_corpus(config: TextConfig) -> Corpus:

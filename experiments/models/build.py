@@ -1,7 +1,8 @@
 """From the name of a network to the network."""
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,13 +10,19 @@ import jax.numpy as jnp
 
 from experiments.config import LanguageModelConfig, ModelConfig
 from experiments.errors import SettingError
+from experiments.models.convnet import ConvNet
 from experiments.models.resnet import digits_resnet, resnet18
 from experiments.models.rnn_lm import LanguageModel
 from experiments.models.transformer import Transformer
 from experiments.models.wide_resnet import wide_resnet
 from experiments.regularizers import Regularizer
 
-NETWORKS = {"digits-resnet": digits_resnet, "resnet18": resnet18, "wide-resnet": wide_resnet}
+NETWORKS = {
+    "digits-resnet": digits_resnet,
+    "resnet18": resnet18,
+    "wide-resnet": wide_resnet,
+    "convnet": ConvNet,
+}
 
 
 def build_model(
@@ -30,6 +37,9 @@ def build_model(
 
     Returns:
         The module.
+
+    Raises:
+        SettingError: If a method wants something that the network does not have.
     """
     arguments: dict[str, Any] = {
         "num_classes": num_classes,
@@ -40,9 +50,9 @@ def build_model(
         arguments |= {"depth": config.depth, "widen_factor": config.width}
     else:
         arguments |= {"width": config.width}
-    for part in method:
-        arguments = part.model(**arguments)
-    return NETWORKS[config.network](**arguments)
+    network = NETWORKS[config.network]
+    known = inspect.signature(network).parameters.keys()
+    return network(**_with_methods(arguments, method, config.network, known))
 
 
 def build_language_model(
@@ -90,12 +100,23 @@ def build_language_model(
             "initialisation": config.recurrent_initialisation,
         }
     known = {field.name for field in dataclasses.fields(network)}
+    return network(**_with_methods(arguments, method, config.network, known))
+
+
+def _with_methods(
+    arguments: dict[str, Any], method: Sequence[Regularizer], network: str, known: Collection[str]
+) -> dict[str, Any]:
+    """Let the methods change the arguments of a network's constructor.
+
+    Raises:
+        SettingError: If one wants something that the network does not have.
+    """
     for part in method:
         arguments = part.model(**arguments)
-        unknown = ", ".join(arguments.keys() - known)
+        unknown = ", ".join(arguments.keys() - set(known))
         if unknown:
             raise SettingError(
-                f"the method {part.name} can not be used with the network {config.network}, which "
-                f"has no {unknown}"
+                f"the method {part.name} can not be used with the network {network}, which has no "
+                f"{unknown}"
             )
-    return network(**arguments)
+    return arguments

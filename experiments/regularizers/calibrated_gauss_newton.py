@@ -36,6 +36,7 @@ class CalibratedGaussNewton(Regularizer):
         num_probes: Random directions per step.
         probe_batch: See `SehtH`.
         one_in: See `SehtH`.
+        every: See `SehtH`; lambda rises as it does without.
     """
 
     name: ClassVar[str] = "gauss-newton-calibrated"
@@ -46,6 +47,7 @@ class CalibratedGaussNewton(Regularizer):
     num_probes: int = 1
     probe_batch: int | None = None
     one_in: int = 1
+    every: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -98,5 +100,6 @@ class CalibratedGaussNewton(Regularizer):
             "probe_batch": self.probe_batch,
             "curvature": "gauss_newton",
             "one_in": self.one_in,
+            "every": self.every,
         }
         return SehtH(**settings) if self.p is None else SehtD(**settings, p=self.p)

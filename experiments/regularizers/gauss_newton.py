@@ -28,6 +28,7 @@ class GaussNewton(Regularizer):
         num_probes: Random directions per step.
         probe_batch: See `SehtH`; it must hold all of them.
         one_in: See `SehtH`.
+        every: See `SehtH`; lambda rises as it does without.
     """
 
     name: ClassVar[str] = "gauss-newton"
@@ -37,6 +38,7 @@ class GaussNewton(Regularizer):
     num_probes: int = 1
     probe_batch: int | None = None
     one_in: int = 1
+    every: int = 1
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -71,4 +73,5 @@ class GaussNewton(Regularizer):
             curvature="gauss_newton",
             scale_free=True,
             one_in=self.one_in,
+            every=self.every,
         )

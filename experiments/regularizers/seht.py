@@ -33,6 +33,10 @@ class SehtH(Regularizer):
         one_in: The curvature is that of one in so many examples of the batch, taken as a batch of
             its own: BatchNorm normalises with the statistics of that part, dropout drops other
             units, and the loss and the running statistics stay those of the whole batch.
+        every: The penalty is added on every so-many-th step, and the others are plain ones (lazy
+            regularisation). The strength is not raised to make up for it.
+        bound: A bound on what lambda multiplies, in the unit of the estimate; `None` is none. See
+            `seht.regularize`.
     """
 
     name: ClassVar[str] = "seht-h"
@@ -45,22 +49,25 @@ class SehtH(Regularizer):
     scale_free: bool = False
     warmup_power: int = 1
     one_in: int = 1
+    every: int = 1
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         """Check the settings, before data are loaded and a step is compiled.
 
         Raises:
-            ValueError: If one is out of its range.
+            ValueError: If one is out of its range, or does not go with another.
         """
         if not math.isfinite(self.lam):
             raise ValueError(f"lam must be finite, not {self.lam}")
         penalty = make_penalty(**self.settings, layers=seht.module_layer)
-        make_contribution(penalty, bound=None, scale_free=self.scale_free)
+        make_contribution(penalty, bound=self.bound, scale_free=self.scale_free)
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be at least 0, not {self.warmup_steps}")
         for name in ("warmup_power", "one_in"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_count("every", self.every)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,6 +99,8 @@ class SehtH(Regularizer):
             has_aux=True,
             with_estimate=True,
             scale_free=self.scale_free,
+            bound=self.bound,
+            active=self.every == 1 or inputs.step % self.every == 0,
             **self.settings,
         )
 

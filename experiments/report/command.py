@@ -1,21 +1,19 @@
 """The command `python -m experiments report`."""
 
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments.json_file import check_fields, read_json
 from experiments.report.cost import costs
 from experiments.report.data import report_json, runs_csv
 from experiments.report.figures import draw_convergence, draw_max_iter
-from experiments.report.page import Picture, render_markdown, render_page
+from experiments.report.page import Picture, png, render_markdown, render_page
 from experiments.report.read import SweepRecord, read_sweep
 from experiments.report.summary import RowSummary, summarise
 from experiments.report.tables import (
@@ -28,6 +26,7 @@ from experiments.report.tables import (
 )
 from experiments.report.theme import DARK, LIGHT
 from experiments.safe_files import output_inside, replace_file
+from experiments.study.report import RECORDS, write_study_report
 from experiments.training.run_directory import write_json
 
 EXACT_TRACE = "exact_trace.json"
@@ -45,8 +44,9 @@ class ReportConfig:
     """Which runs to report."""
 
     directory: tyro.conf.Positional[Path]
-    """Output directory of a sweep. The report goes to its subdirectory report. A file
-    exact_trace.json there, of `python -m benchmarks exact_trace`, is reported too."""
+    """Output directory of a sweep, or directory with the records of the study (runs.jsonl). The
+    report goes to its subdirectory report. A file exact_trace.json in that of a sweep, of `python
+    -m benchmarks exact_trace`, is reported too."""
 
 
 def write_report(config: ReportConfig, console: Console) -> Path:
@@ -60,9 +60,11 @@ def write_report(config: ReportConfig, console: Console) -> Path:
         The path of the page.
 
     Raises:
-        DamagedFileError: If a file of a run or of the sweep is not what was written.
-        ExperimentError: If the directory is none of a sweep.
+        DamagedFileError: If a file of a run, of the sweep or of the study is not what was written.
+        ExperimentError: If the directory is none of a sweep or a study.
     """
+    if (config.directory / RECORDS).is_file():
+        return write_study_report(config.directory, console)
     sweep = read_sweep(config.directory)
     summaries = summarise(sweep)
     cost = costs(summaries, sweep.baseline)
@@ -81,7 +83,7 @@ def write_report(config: ReportConfig, console: Console) -> Path:
     output = output_inside(config.directory, "report", "report")
     output.mkdir(exist_ok=True)
     for picture in pictures:
-        replace_file(output / f"{picture.name}.png", _png(picture.light))
+        replace_file(output / f"{picture.name}.png", png(picture.light))
     write_json(output / "report.json", report_json(sweep, summaries, cost))
     replace_file(output / "runs.csv", runs_csv(sweep).encode())
     replace_file(output / "report.md", render_markdown(*text).encode())
@@ -95,12 +97,6 @@ def write_report(config: ReportConfig, console: Console) -> Path:
         markup=False,
     )
     return page
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
 
 
 def _pictures(sweep: SweepRecord, summaries: Sequence[RowSummary]) -> list[Picture]:

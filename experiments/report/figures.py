@@ -18,7 +18,7 @@ from experiments.report.theme import LIGHT, Theme, colours, empty_figure, plain_
 from experiments.training.logging import LOG
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; the first is the text's colour.
-_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A500")
+COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#B8A500")
 _DASHES = ("-", "--", "-.", ":")
 _MARKERS = "os^Dv"
 
@@ -177,7 +177,7 @@ def _styles(theme: Theme) -> list[Mapping[str, Any]]:
     # Dashes first change when the colours are used up.
     return [
         {"color": colour, "linestyle": dashes}
-        for dashes, colour in itertools.product(_DASHES, (theme.text, *_COLOURS))
+        for dashes, colour in itertools.product(_DASHES, (theme.text, *COLOURS))
     ]
 
 

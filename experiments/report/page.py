@@ -110,10 +110,26 @@ def render_markdown(
         if isinstance(part, Table):
             blocks += [f"## {part.title}", markdown(part).rstrip()]
         else:
-            blocks.append(f"![{part.caption}]({part.name}.png)")
+            blocks.append(f"![{part.alternative or part.caption}]({part.name}.png)")
+            if part.alternative:
+                blocks.append(part.caption)
     if closing:
         blocks += ["## Made with", "\n".join(f"- {line}" for line in closing)]
     return "\n\n".join(blocks) + "\n"
+
+
+def png(figure: Figure) -> bytes:
+    """Draw a figure for a file beside the Markdown.
+
+    Args:
+        figure: The figure.
+
+    Returns:
+        A file in the format PNG.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def _paragraph(text: str) -> str:

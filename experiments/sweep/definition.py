@@ -42,6 +42,7 @@ _MORE_IS_BETTER = {
     "validation_accuracy": True,
     "validation_top5_accuracy": True,
     "validation_perplexity": False,
+    "validation_loss": False,
 }
 _NOT_IN_A_GRID = {"name", "seed", "run_dir", "method", "data.data_dir"}
 
@@ -194,7 +195,7 @@ def more_is_better(selected_by: str) -> bool:
         selected_by: Name of the number, one by which a sweep may choose.
 
     Returns:
-        `True` for an accuracy, `False` for a perplexity.
+        `True` for an accuracy, `False` for a perplexity or a loss.
 
     Raises:
         ValueError: If it is not known.

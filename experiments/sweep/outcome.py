@@ -31,6 +31,10 @@ class Outcome(NamedTuple):
     divergence: str | None
 
 
+CarryOut: TypeAlias = Callable[[TrainConfig, RunFunction, Console], Outcome]
+"""Carries out a run by a `RunFunction`, unless that was done before, as `carry_out` does."""
+
+
 def carry_out(config: TrainConfig, run: RunFunction, console: Console) -> Outcome:
     """Carry out a run, unless that was done before.
 

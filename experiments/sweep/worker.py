@@ -11,8 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from experiments.config import TrainConfig
 from experiments.errors import ExperimentError, StorageError
-from experiments.sweep.outcome import RunFunction, carry_out
+from experiments.sweep.outcome import CarryOut, Outcome, RunFunction, carry_out
 from experiments.sweep.queue import Claim, Progress, RunQueue
 
 POLL_SECONDS = 10.0
@@ -28,6 +29,8 @@ def work(
     console: Console,
     poll_seconds: float = POLL_SECONDS,
     patience_seconds: float = PATIENCE_SECONDS,
+    carry_out: CarryOut = carry_out,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Progress:
     """Carry out runs until all are done, by this worker or by others.
 
@@ -41,6 +44,8 @@ def work(
         console: Where progress is shown.
         poll_seconds: Time between two looks at the queue while no run waits, or it does not answer.
         patience_seconds: Time for which a queue that does not answer is asked again.
+        carry_out: Carries out a run with ``run``, unless that was done before.
+        wait: Waits for so many seconds while there is nothing to do.
 
     Returns:
         How far the runs are: all done.
@@ -68,15 +73,25 @@ def work(
                     highlight=False,
                     soft_wrap=True,
                 )
-                _work_on(queue, claim, selected_by, run, patience)
+                _work_on(
+                    queue,
+                    claim,
+                    selected_by,
+                    lambda config: carry_out(config, run, console),
+                    patience,
+                )
             elif progress.running == progress.waiting == 0:
                 return progress
             else:
-                time.sleep(poll_seconds)
+                wait(poll_seconds)
 
 
 def _work_on(
-    queue: RunQueue, claim: Claim, selected_by: str, run: RunFunction, patience: "_Patience"
+    queue: RunQueue,
+    claim: Claim,
+    selected_by: str,
+    carry_out: Callable[[TrainConfig], Outcome],
+    patience: "_Patience",
 ) -> None:
     """Carry out a run and record what came of it.
 
@@ -87,7 +102,7 @@ def _work_on(
     console = patience.console
     try:
         with queue.heartbeat(claim):
-            outcome = carry_out(claim.run.config, run, console)
+            outcome = carry_out(claim.run.config)
         value = None if outcome.result is None else _value(outcome.result, selected_by)
     except Exception as error:
         _hand_back(partial(patience.ask, partial(queue.fail, claim, repr(error))), console)

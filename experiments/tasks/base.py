@@ -9,8 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 import seht_jax as seht
 from experiments.regularizers import Batch, LossFunction, NetworkFunction, Outputs, Regularizer
@@ -256,6 +257,22 @@ class Evaluator(abc.ABC):
         """
 
     @abc.abstractmethod
+    def confidences(
+        self, params: PyTree, network_state: PyTree, split: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look at the likeliest class of each example, as the network is used.
+
+        Args:
+            params: The network's parameters.
+            network_state: What training left beside them.
+            split: One of the data set's splits.
+
+        Returns:
+            Its probability, and whether it is the right one, both of shape ``(examples,)``; of text
+            every token counts as an example.
+        """
+
+    @abc.abstractmethod
     def trace(
         self,
         params: PyTree,
@@ -311,6 +328,21 @@ def make_training_loss(
         return loss, Outputs(network_state, {"loss": cross_entropy} | metrics)
 
     return loss_fn
+
+
+def confidence_of(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]:
+    """Compute the probability of the likeliest class, and whether it is the right one.
+
+    Args:
+        logits: The network's outputs.
+        labels: The classes.
+
+    Returns:
+        Both, one of each for an example.
+    """
+    return jnp.max(jax.nn.softmax(logits), axis=-1), jnp.argmax(logits, axis=-1) == labels
 
 
 def estimate_trace(

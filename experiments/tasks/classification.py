@@ -1,7 +1,7 @@
 """Image classification: the loss of a batch, evaluation of a split, curvature on a split."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.data.augment import crop_and_flip, normalise, random_flip
@@ -23,6 +23,7 @@ from experiments.tasks.base import (
     Evaluator,
     Metrics,
     Task,
+    confidence_of,
     estimate_trace,
     make_training_loss,
     trace_sample,
@@ -64,7 +65,7 @@ def epoch_order(
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """Classification of images, whose network state is BatchNorm's running statistics.
+    """Classification of images, whose network state is BatchNorm's running statistics, if any.
 
     Attributes:
         augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
@@ -103,7 +104,7 @@ class Classification(Task):
         """Draw initial weights."""
         image_shape = self.dataset.train.images.shape[1:]
         variables = _init_variables(self.model, image_shape, key)
-        return variables["params"], variables["batch_stats"]
+        return variables["params"], variables.get("batch_stats", {})
 
     def epoch_order(self, key: PRNGKeyArray, epoch: int) -> Int[Array, " examples"]:
         """Draw a permutation of the training images."""
@@ -257,7 +258,7 @@ def make_network(
             rngs={"dropout": dropout_key},
             **call_arguments,
         )
-        return logits, updated["batch_stats"]
+        return logits, updated.get("batch_stats", {})
 
     return network
 
@@ -298,14 +299,17 @@ class ImageEvaluator(Evaluator):
             dataset: Where normalisation comes from.
         """
 
-        def sums(
-            params: PyTree, batch_stats: PyTree, split: Split, size: Int[Array, ""]
-        ) -> Float[Array, " sums"]:
-            logits: Any = model.apply(
+        def logits_of(params: PyTree, batch_stats: PyTree, split: Split) -> Any:
+            return model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 normalise(split.images, dataset.mean, dataset.standard_deviation),
                 train=False,
             )
+
+        def sums(
+            params: PyTree, batch_stats: PyTree, split: Split, size: Int[Array, ""]
+        ) -> Float[Array, " sums"]:
+            logits = logits_of(params, batch_stats, split)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
             _, first = jax.lax.top_k(logits, min(5, dataset.num_classes))
             hits = first == split.labels[:, None]
@@ -313,6 +317,11 @@ class ImageEvaluator(Evaluator):
                 [losses, hits[:, 0].astype(losses.dtype), jnp.any(hits, -1).astype(losses.dtype)]
             )
             return jnp.sum(per_image, axis=-1, where=jnp.arange(EVALUATION_BATCH_SIZE) < size)
+
+        def confidence(
+            params: PyTree, batch_stats: PyTree, split: Split
+        ) -> tuple[Float[Array, " images"], Bool[Array, " images"]]:
+            return confidence_of(logits_of(params, batch_stats, split), split.labels)
 
         def sample(
             curvature: Curvature,
@@ -326,6 +335,7 @@ class ImageEvaluator(Evaluator):
             return trace_sample(loss_fn, params, key, curvature)
 
         self._sums = jax.jit(sums)
+        self._confidence = jax.jit(confidence)
         self._sample = jax.jit(sample, static_argnums=0)
 
     def evaluate(self, params: PyTree, network_state: PyTree, split: Split) -> Evaluation:
@@ -343,13 +353,20 @@ class ImageEvaluator(Evaluator):
         if size == 0:
             return Evaluation(*[float("nan")] * 3)
         total = np.zeros(3)
-        for start in range(0, size, EVALUATION_BATCH_SIZE):
-            part = Split(*(array[start : start + EVALUATION_BATCH_SIZE] for array in split))
-            # Filled up to one shape, which is compiled once whatever the sizes of the splits are.
-            part_size = len(part.labels)
-            part = jax.tree.map(_fill_up, part)
+        for part, part_size in _parts(split):
             total += np.asarray(self._sums(params, network_state, part, part_size))
         return Evaluation(*(total / size).tolist())
+
+    def confidences(
+        self, params: PyTree, network_state: PyTree, split: Split
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look at the likeliest class of each image, with the running statistics."""
+        confidences, hits = [], []
+        for part, part_size in _parts(split):
+            confidence, hit = self._confidence(params, network_state, part)
+            confidences.append(np.asarray(confidence[:part_size]))
+            hits.append(np.asarray(hit[:part_size]))
+        return np.concatenate(confidences), np.concatenate(hits)
 
     def trace(
         self,
@@ -370,6 +387,17 @@ class ImageEvaluator(Evaluator):
             key,
             num_probes,
         )
+
+
+def _parts(split: Split) -> Iterator[tuple[Split, int]]:
+    """Cut a split into parts of one shape, which is compiled once whatever the split's size is.
+
+    Yields:
+        A part, filled up, and how many images it has.
+    """
+    for start in range(0, len(split.labels), EVALUATION_BATCH_SIZE):
+        part = Split(*(array[start : start + EVALUATION_BATCH_SIZE] for array in split))
+        yield jax.tree.map(_fill_up, part), len(part.labels)
 
 
 def _fill_up(array: Array) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 import seht_jax as seht
 from experiments.data.corpus import Corpus, Tokens
@@ -30,6 +30,7 @@ from experiments.tasks.base import (
     Evaluator,
     Metrics,
     Task,
+    confidence_of,
     estimate_trace,
     make_training_loss,
     trace_sample,
@@ -387,6 +388,21 @@ class TextEvaluator(Evaluator):
             states = zero_states(model, params, strands.shape[0])
             return jax.lax.scan(step, states, starts)[1]
 
+        def confidence(
+            params: PyTree, strands: Int[Array, "strands time"]
+        ) -> tuple[Float[Array, "strands steps"], Bool[Array, "strands steps"]]:
+            def step(states: PyTree, start: Int[Array, ""]) -> tuple[PyTree, Any]:
+                batch = _window(strands, start, length)
+                logits, states = apply_network(model, params, batch.inputs, states, train=False)
+                return states, confidence_of(logits, batch.labels)
+
+            starts = jnp.arange(0, strands.shape[1] - 1, length)
+            states = zero_states(model, params, strands.shape[0])
+            _, found = jax.lax.scan(step, states, starts)
+            return jax.tree.map(
+                lambda each: jnp.moveaxis(each, 0, 1).reshape(strands.shape[0], -1), found
+            )
+
         def sample(
             curvature: Curvature, params: PyTree, text: Tokens, key: PRNGKeyArray
         ) -> Float[Array, ""]:
@@ -397,6 +413,7 @@ class TextEvaluator(Evaluator):
 
         self._length = length
         self._sums = jax.jit(sums)
+        self._confidence = jax.jit(confidence)
         self._sample = jax.jit(sample, static_argnums=0)
 
     def evaluate(self, params: PyTree, network_state: PyTree, split: Tokens) -> Evaluation:
@@ -413,14 +430,29 @@ class TextEvaluator(Evaluator):
         del network_state
         if not len(split.tokens):
             return Evaluation(float("nan"), float("nan"))
-        strands = cut_into_strands(split.tokens, EVALUATION_STRANDS)
-        num_labels = strands.shape[1] - 1
-        # Filled up to whole steps, in which what was filled up does not count.
-        missing = -num_labels % self._length
-        sums = self._sums(params, jnp.pad(strands, ((0, 0), (0, missing))), num_labels)
+        strands, num_labels = self._strands(split)
+        sums = self._sums(params, strands, num_labels)
         loss = np.asarray(sums, np.float64).sum() / (EVALUATION_STRANDS * num_labels)
         with np.errstate(over="ignore"):
             return Evaluation(float(loss), float(np.exp(loss)))
+
+    def confidences(
+        self, params: PyTree, network_state: PyTree, split: Tokens
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Look at the likeliest next token, at each of those that `evaluate` counts."""
+        del network_state
+        strands, num_labels = self._strands(split)
+        confidence, hits = self._confidence(params, strands)
+        return (
+            np.asarray(confidence[:, :num_labels]).ravel(),
+            np.asarray(hits[:, :num_labels]).ravel(),
+        )
+
+    def _strands(self, split: Tokens) -> tuple[Int[Array, "strands time"], int]:
+        """Cut a text into strands, filled up to whole steps, and count the labels of each."""
+        strands = cut_into_strands(split.tokens, EVALUATION_STRANDS)
+        num_labels = strands.shape[1] - 1
+        return jnp.pad(strands, ((0, 0), (0, -num_labels % self._length))), num_labels
 
     def trace(
         self,

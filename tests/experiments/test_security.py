@@ -112,7 +112,8 @@ def test_git_is_asked_without_a_shell(monkeypatch):
         return subprocess.CompletedProcess(command, 0, stdout="abc\n")
 
     monkeypatch.setattr(environment.subprocess, "run", run)
-    assert environment.git_commit() == "abc"
-    ((command, options),) = calls
-    assert isinstance(command, list)
-    assert not options.get("shell")
+    assert environment.git_commit() == "abc-dirty"
+    assert len(calls) == 2
+    for command, options in calls:
+        assert isinstance(command, list)
+        assert not options.get("shell")

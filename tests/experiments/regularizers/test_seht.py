@@ -1,5 +1,7 @@
 """The SEHT methods and the hooks that they leave alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,54 @@ def test_the_curvature_may_be_that_of_a_part_of_the_batch(inputs_of):
     # The trace of the part is the same everywhere.
     plain = jax.grad(lambda params: loss_fn(params)[0])(PARAMS)
     np.testing.assert_allclose(gradient["layer"]["w"], plain["layer"]["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", [SehtH(lam=0.1), SehtD(lam=0.1, p=1.0, p_entries=0.5)])
+@pytest.mark.parametrize(("step", "trace"), [(0, 60), (1, 0), (3, 0), (4, 60)])
+def test_a_lazy_penalty_is_there_on_every_so_many_th_step(method, step, trace, inputs_of):
+    lazy = dataclasses.replace(method, every=4)
+    objective, outputs = evaluate(lazy, inputs_of(step))
+    assert float(objective) == pytest.approx(17 + 0.1 * trace)
+    assert float(outputs.metrics["trace_estimate"]) == pytest.approx(trace)
+
+
+def test_a_lazy_penalty_of_a_part_of_the_batch_leaves_the_loss_of_the_whole(inputs_of):
+    method = SehtH(lam=0.1, one_in=2, every=3)
+    inputs = inputs_of(step=2, loss_of_part=lambda one_in: loss_fn)
+    assert float(evaluate(method, inputs)[0]) == pytest.approx(17)
+
+
+@pytest.mark.parametrize("method", [SehtH(lam=0.1), SehtD(lam=0.1, p=1.0, p_entries=0.5)])
+def test_a_bound_saturates_the_penalty_and_its_gradient(method, inputs_of):
+    bounded = dataclasses.replace(method, bound=80.0)
+    (objective, outputs), gradient = jax.value_and_grad(
+        bounded.objective(loss_fn, inputs_of()), has_aux=True
+    )(PARAMS)
+    root = (1 + (60 / 80) ** 2) ** 0.5  # 1.25
+    assert float(objective) == pytest.approx(17 + 0.1 * 60 / root)
+    assert float(outputs.metrics["trace_estimate"]) == pytest.approx(60)  # as it was before
+    w = PARAMS["layer"]["w"]
+    np.testing.assert_allclose(gradient["layer"]["w"], 4 * w**3 + 0.1 * 24 * w / root**3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": 0}, "every must be at least 1, got 0"),
+        ({"bound": 0.0}, "bound must be"),
+        ({"bound": 1.0, "num_probes": 7}, "bound needs all probes at once"),
+        (
+            {"bound": 1.0, "scale_free": True, "curvature": "gauss_newton"},
+            "bound=1.0 and scale_free=True exclude each other",
+        ),
+    ],
+)
+@pytest.mark.parametrize("method", [SehtH, SehtD])
+def test_mistakes_about_laziness_and_bound_are_named(method, settings, message):
+    if method is SehtD and "scale_free" in settings:
+        settings = settings | {"p": 1.0, "p_entries": 0.5}
+    with pytest.raises(ValueError, match=message):
+        method(**settings)
 
 
 def test_one_probability_stands_for_layers_and_entries():

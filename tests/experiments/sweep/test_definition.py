@@ -68,7 +68,7 @@ def test_a_grid_that_can_not_be_run_is_refused(config, grid, message):
         ((PLAIN,), {"baseline": "SGD"}, "'SGD' is no row that is run; those are Plain"),
         ((PLAIN, Row("MM", None)), {"convergence": ("MM",)}, "'MM' is no row that is run"),
         ((PLAIN,), {"selected_by": "test_accuracy"}, "must be a validation figure"),
-        ((PLAIN,), {"selected_by": "validation_loss"}, "whether more is better"),
+        ((PLAIN,), {"selected_by": "train_loss"}, "whether more is better"),
     ],
 )
 def test_a_sweep_that_can_not_be_reported_is_refused(rows, settings, message):

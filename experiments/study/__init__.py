@@ -1,0 +1,1 @@
+"""The study: does penalising curvature help, and what does it cost?"""

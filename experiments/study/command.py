@@ -1,0 +1,262 @@
+"""The command `python -m experiments study`."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments.config import TrainConfig
+from experiments.environment import git_commit
+from experiments.errors import ExperimentError, SettingError, option
+from experiments.study.carry_out import carry_out_and_record, plan_run
+from experiments.study.protocol import PROTOCOL, Protocol
+from experiments.study.records import read_records
+from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, plan_study
+from experiments.study.time_limit import TimeLimitError, expected_seconds
+from experiments.sweep.definition import Sweep
+from experiments.sweep.outcome import Outcome, RunFunction
+from experiments.sweep.queue import RunQueue
+from experiments.sweep.storage_url import parse_storage_url, sqlite_url
+from experiments.sweep.worker import work
+from experiments.training.loop import train
+
+SETTINGS = tuple(setting.name for setting in PROTOCOL.settings)
+
+if TYPE_CHECKING:
+    StageName = SettingName = str
+else:
+    StageName = tyro.extras.literal_type_from_choices(STAGES)
+    SettingName = tyro.extras.literal_type_from_choices(SETTINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """Which part of the study, and where its runs and records are."""
+
+    output_dir: Path = Path("runs/study")
+    """Where the runs go: logs and checkpoints."""
+    data_dir: Path | None = None
+    """Where the data are: TFDS's data directory, and that of WikiText-2."""
+    records: Path = Path("results/study/runs.jsonl")
+    """The file with one line for each run that is at its end. A run that has a line is not run
+    again."""
+    stages: tuple[StageName, ...] = STAGES
+    """Which stages. Each is planned from the records of those before it."""
+    settings: tuple[SettingName, ...] = SETTINGS
+    """Which settings."""
+    time_limit: float | None = None
+    """Minutes after which the command should have ended: no run is begun that would probably take
+    longer, by the time that runs like it took."""
+    storage: str | None = dataclasses.field(default=None, repr=False)
+    """The queue that several of these commands share, as that of a sweep; by default study.db in
+    the output directory."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers and the storage.
+
+        Raises:
+            SettingError: If there is no stage, no setting or no time.
+            StorageError: If the storage is of no kind that workers can share.
+        """
+        for name in ("stages", "settings"):
+            if not getattr(self, name):
+                raise SettingError(f"{option(name)} must name at least one")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise SettingError(f"--time-limit must be above 0, not {self.time_limit}")
+        if self.storage is not None:
+            parse_storage_url(self.storage)  # before anything is written
+
+
+def run_study(
+    config: StudyConfig, console: Console, protocol: Protocol = PROTOCOL, run: RunFunction = train
+) -> None:
+    """Work on the study, stage by stage, until it is done; the same command goes on.
+
+    Args:
+        config: Which part.
+        console: Where progress is shown.
+        protocol: The protocol.
+        run: Carries out one run.
+
+    Raises:
+        ConfigMismatchError: If records, output directory or storage hold runs with other settings.
+        DamagedFileError: If the records are damaged.
+        ExperimentError: If a run can not be carried out, or records of finished runs are missing.
+    """
+    worker = _Worker(config, console, protocol, run, _deadline(config), git_commit(*_CODE))
+    _keep_compiled_programs(config.output_dir)
+    try:
+        for stage in STAGES:
+            if stage in config.stages:
+                worker.work_off(stage)
+    except TimeLimitError as end:
+        worker.say(f"{end} The same command goes on.")
+        return
+    worker.say(f"The tables: python -m experiments report {config.records.parent}")
+
+
+_CODE = ("experiments", "seht_jax")
+"""What the result of a run depends on: records that are added to a checkout do not change it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    """One process that works on the study.
+
+    Attributes:
+        config: Which part.
+        console: Where progress is shown.
+        protocol: The protocol.
+        run: Carries out one run.
+        deadline: When it should have ended, by `time.monotonic`; `None` is never.
+        commit: The commit of the code.
+    """
+
+    config: StudyConfig
+    console: Console
+    protocol: Protocol
+    run: RunFunction
+    deadline: float | None
+    commit: str | None
+
+    def work_off(self, stage: str) -> None:
+        """Carry out the runs of a stage, in all settings, that have no record.
+
+        Raises:
+            ExperimentError: If the stage can not be planned yet, or the storage says of runs
+                without a record that they are finished.
+            TimeLimitError: If there is no time for the next run.
+        """
+        config = self.config
+        records = read_records(config.records)
+        plans = plan_study(self.protocol, records)
+        chosen = [plan for plan in plans if plan.stage == stage and plan.setting in config.settings]
+        self._check_planned(stage, chosen)
+        missing = [run for plan in chosen for run in plan.missing(records)]
+        total = sum(len(plan.runs) for plan in chosen)
+        self.say(f"Stage {stage}: {total - len(missing)} of {total} runs are recorded.")
+        if not missing:
+            return
+        runs = {run.key: run for run in missing}
+        planned = {
+            key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
+        }
+        keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
+
+        def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:
+            key = keys[settings.resolved_run_dir]
+            self._check_time(runs[key])
+            return carry_out_and_record(
+                runs[key],
+                planned[key],
+                self.protocol.measurement,
+                config.records,
+                self.commit,
+                train,
+                console,
+            )
+
+        queue = RunQueue(
+            config.storage or sqlite_url(config.output_dir / "study.db"),
+            NAME,
+            _as_sweep(plans),
+            list(planned.values()),
+        )
+        work(
+            queue,
+            "validation_loss",
+            self.run,
+            self.console,
+            carry_out=carry_out,
+            wait=self._wait,
+        )
+        self._check_recorded(stage, runs)
+
+    def say(self, message: str) -> None:
+        """Print a line."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def _check_planned(self, stage: str, plans: Sequence[StagePlan]) -> None:
+        """Check that the stages before are complete.
+
+        Raises:
+            ExperimentError: If they are not.
+        """
+        waiting = [
+            name
+            for name in self.config.settings
+            if name not in {plan.setting for plan in plans}
+            if name in {setting.name for setting in self.protocol.settings}
+        ]
+        if waiting:
+            before = ", ".join(STAGES[: STAGES.index(stage)])
+            raise ExperimentError(
+                f"The stage {stage} of {', '.join(waiting)} can not be planned before all runs of "
+                f"{before} are in {self.config.records}: add them to --stages."
+            )
+
+    def _check_recorded(self, stage: str, runs: Mapping[str, StudyRun]) -> None:
+        """Check that all runs of a stage that is done have their record.
+
+        Raises:
+            ExperimentError: If some have not.
+        """
+        records = read_records(self.config.records)
+        without = [key for key in runs if key not in records]
+        if without:
+            raise ExperimentError(
+                f"{len(without)} runs of the stage {stage} are finished by what the storage says, "
+                f"and have no record in {self.config.records}, {without[0]} for one. Restore the "
+                "file; or pass another --storage, and what is in the output directory is recorded "
+                "without being run again."
+            )
+
+    def _check_time(self, run: StudyRun) -> None:
+        """Check that a run would probably end in time.
+
+        Raises:
+            TimeLimitError: If not.
+        """
+        if self.deadline is None:
+            return
+        left = self.deadline - time.monotonic()
+        seconds = expected_seconds(run, read_records(self.config.records).values())
+        if left <= 0 or (seconds is not None and seconds > left):
+            likely = "" if seconds is None else f"; runs like it took {seconds / 60:.1f} min"
+            raise TimeLimitError(
+                f"There are {max(left, 0) / 60:.1f} min left, and {run.key} is not begun{likely}."
+            )
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but not longer than the command may take.
+
+        Raises:
+            TimeLimitError: If it has taken that long.
+        """
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeLimitError("The time is over while others have the last runs of a stage.")
+            seconds = min(seconds, left)
+        time.sleep(seconds)
+
+
+def _as_sweep(plans: Sequence[StagePlan]) -> Sweep:
+    """Write all stages as one table: the study in the storage may grow, and may not change."""
+    rows = tuple(row for plan in plans for row in plan.rows)
+    return Sweep(NAME, "The study", rows, selected_by="validation_loss")
+
+
+def _deadline(config: StudyConfig) -> float | None:
+    return None if config.time_limit is None else time.monotonic() + 60 * config.time_limit
+
+
+def _keep_compiled_programs(output_dir: Path) -> None:
+    """Let runs that differ in their seed alone share a compilation, which may take a minute."""
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str(output_dir.absolute() / "compiled"))

@@ -1,0 +1,186 @@
+"""The report of the study: tables and figures from the records alone."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.report.page import Picture, png, render_markdown, render_page
+from experiments.report.tables import Table, markdown
+from experiments.report.theme import DARK, LIGHT, Theme
+from experiments.safe_files import output_inside, replace_file
+from experiments.study.figures import (
+    describe_flatness,
+    describe_strengths,
+    draw_flatness,
+    draw_strengths,
+)
+from experiments.study.protocol import PROTOCOL, Protocol, Setting
+from experiments.study.records import Record, read_records
+from experiments.study.stages import StagePlan, plan_study
+from experiments.study.tables import (
+    conditions_table,
+    differences_table,
+    equal_time_table,
+    finalists_table,
+    flatness_table,
+    progress_table,
+    tuning_table,
+)
+
+RECORDS = "runs.jsonl"
+
+_TITLE = "Does penalising curvature help, and what does it cost?"
+
+
+def write_study_report(directory: Path, console: Console, protocol: Protocol = PROTOCOL) -> Path:
+    """Write tables, figures and the page.
+
+    Args:
+        directory: Where the records are, in a file `RECORDS`; the report goes to its subdirectory
+            ``report``.
+        console: Where the tables are shown.
+        protocol: The protocol.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigMismatchError: If a record is of a run with other settings than the protocol's.
+        DamagedFileError: If the records are damaged.
+        ExperimentError: If the stages can not be planned; see `plan_study`.
+    """
+    records = read_records(directory / RECORDS)
+    parts, opening = lay_out(protocol, records)
+    text = (_TITLE, opening, parts, _made_with(records))
+    output = output_inside(directory, "report", "report")
+    output.mkdir(exist_ok=True)
+    for part in parts:
+        if isinstance(part, Picture):
+            replace_file(output / f"{part.name}.png", png(part.light))
+    replace_file(output / "report.md", render_markdown(*text).encode())
+    page = output / "report.html"
+    replace_file(page, render_page(*text).encode())
+    console.print(markdown(_first_table(parts)), highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"Page: {page}   Beside it: report.md and the figures.",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
+    return page
+
+
+def lay_out(protocol: Protocol, records: Mapping[str, Record]) -> tuple[list[Table | Picture], str]:
+    """Make all tables and figures.
+
+    Args:
+        protocol: The protocol.
+        records: The records, by run.
+
+    Returns:
+        Tables and figures in their order, and the paragraph before them.
+
+    Raises:
+        ConfigMismatchError: See `write_study_report`.
+        ExperimentError: See `write_study_report`.
+    """
+    plans = plan_study(protocol, records)
+    parts: list[Table | Picture] = [progress_table(protocol, plans, records)]
+    by_setting = {
+        setting.name: {plan.stage: plan for plan in plans if plan.setting == setting.name}
+        for setting in protocol.settings
+    }
+    for setting in protocol.settings:
+        parts += _tested(protocol, setting, by_setting[setting.name], records)
+    for setting in protocol.settings:
+        parts += _strengths(setting, by_setting[setting.name], records)
+    for setting in protocol.settings:
+        parts += _flatness(setting, records)
+    flatness = flatness_table(protocol.settings, records)
+    tuning = [
+        tuning_table(setting, by_setting[setting.name], records) for setting in protocol.settings
+    ]
+    parts += [table for table in (flatness, *tuning) if table.lines]
+    planned = {run.key for plan in plans for run in plan.runs}
+    left_out = len(records.keys() - planned)
+    opening = f"{len(records)} runs, of which {sum(r.diverged for r in records.values())} diverged."
+    if left_out:
+        opening += (
+            f" {left_out} of them are not part of the study as the protocol and the other runs "
+            "have it now, and are left out."
+        )
+    return parts, opening
+
+
+def _tested(
+    protocol: Protocol,
+    setting: Setting,
+    plans: Mapping[str, StagePlan],
+    records: Mapping[str, Record],
+) -> list[Table]:
+    tables = []
+    if "finalists" in plans:
+        tables += [
+            make(protocol, setting, plans["finalists"], records)
+            for make in (finalists_table, differences_table)
+        ]
+    if "equal-time" in plans:
+        tables.append(equal_time_table(protocol, setting, plans, records))
+    if "conditions" in plans:
+        tables.append(conditions_table(setting, plans["conditions"], records))
+    return [table for table in tables if table.lines]
+
+
+def _strengths(
+    setting: Setting, plans: Mapping[str, StagePlan], records: Mapping[str, Record]
+) -> list[Picture]:
+    return _picture(
+        f"strengths-{setting.name}",
+        f"Error against strength: {setting.title}. Means over the tuning seeds ± standard errors; "
+        "the dashed line is plain training. Strengths at which the error is more than twice plain "
+        "training's are above the picture.",
+        lambda theme: draw_strengths(setting, plans, records, theme),
+        lambda: describe_strengths(setting, plans, records),
+    )
+
+
+def _flatness(setting: Setting, records: Mapping[str, Record]) -> list[Picture]:
+    return _picture(
+        f"flatness-{setting.name}",
+        f"Flatness against test loss: {setting.title}. One point for each tested run; ρ is "
+        "Spearman's rank correlation over all of them.",
+        lambda theme: draw_flatness(setting, records, theme),
+        lambda: describe_flatness(setting, records),
+    )
+
+
+def _picture(
+    name: str,
+    caption: str,
+    draw: Callable[[Theme], Figure | None],
+    describe: Callable[[], str],
+) -> list[Picture]:
+    light, dark = draw(LIGHT), draw(DARK)
+    if light is None or dark is None:
+        return []
+    return [Picture(name, caption, light, dark, describe())]
+
+
+def _first_table(parts: Sequence[Table | Picture]) -> Table:
+    return next(part for part in parts if isinstance(part, Table))
+
+
+def _made_with(records: Mapping[str, Record]) -> list[str]:
+    """Say with which code and where the runs were made, and how many each."""
+    counts = Counter(
+        ", ".join(
+            f"{name} {value}"
+            for name, value in {"commit": record.commit, **record.environment}.items()
+            if value is not None
+        )
+        for record in records.values()
+    )
+    return [f"{place}: {number} runs" for place, number in counts.items()]

@@ -1,0 +1,233 @@
+"""The command: what it runs, what it does not run again, when it ends."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import study_worker
+from study_worker import NUM_RUNS, PROTOCOL, SETTING, begun, fake_run, record_of, work
+
+from experiments.errors import (
+    ConfigMismatchError,
+    DivergedError,
+    ExperimentError,
+    SettingError,
+)
+from experiments.study.command import StudyConfig
+from experiments.study.records import append_record, read_records
+from experiments.study.report import write_study_report
+from experiments.study.stages import TUNING, plan_stage
+from experiments.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("no_measurement")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "out", tmp_path / "results" / "runs.jsonl"
+
+
+def test_all_stages_are_worked_off_one_after_the_other(place, console):
+    work(*place, console=console)
+    records = read_records(place[1])
+    stages = [record.stage for record in records.values()]
+    assert {stage: stages.count(stage) for stage in stages} == NUM_RUNS
+    assert stages == [stage for stage, number in NUM_RUNS.items() for _ in range(number)]
+    assert [run for run, _ in begun(place[0])] == list(records)
+    text = console.file.getvalue()
+    for stage, number in NUM_RUNS.items():
+        assert f"Stage {stage}: 0 of {number} runs are recorded." in text
+    assert "min left" in text
+
+
+def test_test_figures_are_written_of_tested_runs_alone(place):
+    work(*place)
+    for record in read_records(place[1]).values():
+        tested = record.stage not in TUNING
+        assert ("test_accuracy" in record.figures) == tested
+        assert ("calibration_error" in record.figures) == tested
+        assert record.figures["validation_accuracy"] > 0
+        assert record.figures["seconds"] >= record.figures["training_seconds"]
+        assert record.settings["data.checksum"]
+        assert record.environment.keys() == {"jax", "python", "device", "cpu_count"}
+
+
+def test_a_run_that_has_a_record_is_never_run_again(place, console):
+    output_dir, records = place
+    work(output_dir, records, stages=("plain",))
+    assert len(begun(output_dir)) == NUM_RUNS["plain"]
+    other = output_dir.with_name("other")  # neither runs nor queue are there
+    work(other, records, stages=("plain", "strengths"), console=console)
+    assert len(begun(other)) == NUM_RUNS["strengths"]
+    assert "Stage plain: 4 of 4 runs are recorded." in console.file.getvalue()
+
+
+def test_what_is_finished_without_a_record_is_recorded_without_being_run(place):
+    output_dir, records = place
+    work(output_dir, records, stages=("plain",))
+    before = read_records(records)
+    records.unlink()
+    (output_dir / "study.db").unlink()
+    work(output_dir, records, stages=("plain",))
+    after = read_records(records)
+    assert len(begun(output_dir)) == NUM_RUNS["plain"]
+    assert before.keys() == after.keys()
+
+
+def test_records_that_are_lost_while_the_storage_is_there_are_an_error(place):
+    output_dir, records = place
+    work(output_dir, records, stages=("plain",))
+    records.unlink()
+    with pytest.raises(ExperimentError, match="4 runs of the stage plain are finished"):
+        work(output_dir, records, stages=("plain",))
+
+
+def test_a_stage_before_its_time_is_an_error(place):
+    with pytest.raises(ExperimentError, match="strengths of digits can not be planned before"):
+        work(*place, stages=("strengths",))
+
+
+def test_a_diverged_run_has_a_record_and_is_not_chosen(place):
+    def run(config, console):
+        if config.optimizer.learning_rate == 0.1 and config.seed == 100:
+            result = fake_run(config, console)
+            raise DivergedError(f"diverged at step {result['steps']}")
+        return fake_run(config, console)
+
+    work(*place, run=run, stages=("plain", "strengths"))
+    records = read_records(place[1]).values()
+    (diverged,) = [record for record in records if record.diverged]
+    assert diverged.divergence == "diverged at step 40"
+    assert diverged.figures == {}
+    rates = {
+        each.values["optimizer.learning_rate"] for each in records if each.stage == "strengths"
+    }
+    assert rates == {0.05}
+
+
+def test_a_network_no_better_than_chance_has_diverged(place):
+    def run(config, console):
+        result = fake_run(config, console)
+        if config.seed == 100:
+            result |= {"validation_accuracy": 0.13}  # of 200 images, one of ten classes
+        return result
+
+    work(*place, run=run, stages=("plain",))
+    records = read_records(place[1]).values()
+    assert [each.diverged for each in records] == [each.seed == 100 for each in records]
+    assert all(each.divergence.startswith("No better") for each in records if each.diverged)
+    assert all(each.figures["validation_loss"] for each in records)
+
+
+def test_a_changed_protocol_is_refused_by_records_runs_and_storage(place):
+    output_dir, records = place
+    base = dataclasses.replace(SETTING.base, epochs=5)
+    protocol = dataclasses.replace(PROTOCOL, settings=(dataclasses.replace(SETTING, base=base),))
+    work(output_dir, records, stages=("plain",))
+    with pytest.raises(ConfigMismatchError, match="epochs: 4 there, 5 planned"):
+        work(output_dir, records, protocol=protocol, stages=("plain",))
+    records.unlink()
+    with pytest.raises(ConfigMismatchError, match="The study 'study'"):
+        work(output_dir, records, protocol=protocol, stages=("plain",))
+    (output_dir / "study.db").unlink()
+    with pytest.raises(ConfigMismatchError, match="epochs: 4 there, 5 planned"):
+        work(output_dir, records, protocol=protocol, stages=("plain",))
+
+
+def test_no_run_is_begun_that_would_not_end_in_time(place, console):
+    output_dir, records = place
+    first, *others = plan_stage(PROTOCOL, SETTING, "plain", {}).runs
+    record = record_of(first)
+    append_record(records, record._replace(figures=record.figures | {"seconds": 90.0}))
+    work(output_dir, records, time_limit=1.0, console=console)
+    assert begun(output_dir) == []
+    assert len(read_records(records)) == 1
+    text = console.file.getvalue()
+    assert "1.0 min left" in text
+    assert "is not begun; runs like it took 1.5 min. The same command goes on." in text
+    work(output_dir, records, time_limit=2.0, stages=("plain",))
+    assert len(begun(output_dir)) == len(others)
+
+
+def test_an_interrupted_run_is_the_next_one(place):
+    started = []
+
+    def run(config, console):
+        started.append(config.resolved_run_dir)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return fake_run(config, console)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(*place, run=run, stages=("plain",))
+    work(*place, run=run, stages=("plain",))
+    assert started[1] == started[2]
+    assert len(read_records(place[1])) == NUM_RUNS["plain"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(place):
+    output_dir, records = place
+    command = [sys.executable, study_worker.__file__, str(output_dir), str(records)]
+    root = Path(study_worker.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
+    workers = [subprocess.Popen(command, cwd=root, env=environment) for _ in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    assert len(read_records(records)) == sum(NUM_RUNS.values())
+    runs = begun(output_dir)
+    assert len({run for run, _ in runs}) == len(runs) == sum(NUM_RUNS.values())
+    assert len({process for _, process in runs}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, monkeypatch):
+    monkeypatch.undo()  # networks are measured
+    output_dir, records = place
+    methods = [
+        dataclasses.replace(method, values=method.values[:1])
+        for method in SETTING.methods
+        if method.label in {"SAM", PROTOCOL.recommended}
+    ]
+    setting = dataclasses.replace(
+        SETTING,
+        # So many epochs that some of them take plain training's time on whatever machine.
+        base=dataclasses.replace(
+            SETTING.base,
+            model=dataclasses.replace(SETTING.base.model, width=6),
+            batch_size=50,
+            epochs=8,
+        ),
+        plain_grid={"optimizer.learning_rate": (0.05,)},
+        methods=tuple(methods),
+        conditions={},
+    )
+    protocol = dataclasses.replace(
+        PROTOCOL, settings=(setting,), tuning_seeds=(100,), finalist_seeds=(0, 1)
+    )
+    work(output_dir, records, run=train, protocol=protocol)
+    tested = [each for each in read_records(records).values() if each.stage == "finalists"]
+    assert len(tested) == 6
+    assert not any(record.diverged for record in tested)
+    for record in tested:
+        assert record.figures["test_accuracy"] > 0.3
+        assert record.figures["gauss_newton_trace"] > 0
+        assert record.figures["relative_trace"] > 0
+    page = write_study_report(records.parent, console, protocol)
+    assert "Finalists: Digits" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stages": ()}, "--stages must name at least one"),
+        ({"settings": ()}, "--settings must name at least one"),
+        ({"time_limit": 0.0}, "--time-limit must be above 0, not 0.0"),
+    ],
+)
+def test_a_part_that_is_none_is_named(options, message):
+    with pytest.raises(SettingError, match=message):
+        StudyConfig(**options)

@@ -1,0 +1,233 @@
+"""The report: from the records alone, complete or not."""
+
+import dataclasses
+import re
+
+import pytest
+from study_worker import NUM_RUNS, PROTOCOL, SETTING, record_of
+
+from experiments.errors import ConfigMismatchError
+from experiments.report.command import ReportConfig, write_report
+from experiments.report.page import Picture
+from experiments.report.summary import Estimate
+from experiments.strength.report import holm
+from experiments.study import report
+from experiments.study.protocol import PLAIN
+from experiments.study.records import append_record
+from experiments.study.stages import plan_stage
+from experiments.study.statistics import paired_difference
+from experiments.study.tables import (
+    conditions_table,
+    differences_table,
+    equal_time_table,
+    finalists_table,
+    flatness_table,
+    progress_table,
+    show,
+)
+
+
+@pytest.fixture
+def everything(records_up_to):
+    """The records of the whole study, each with figures of its own."""
+    records = records_up_to("conditions")
+    for run in plan_stage(PROTOCOL, SETTING, "conditions", records).runs:
+        records[run.key] = record_of(run)
+    for number, (key, record) in enumerate(records.items()):
+        if "hessian_trace" in record.figures:
+            figures = {
+                **record.figures,
+                "hessian_trace": 100.0 + number % 7,
+                "relative_trace": record.figures["test_loss"],
+            }
+            records[key] = record._replace(figures=figures)
+    return records
+
+
+def plan(stage, records):
+    return plan_stage(PROTOCOL, SETTING, stage, records)
+
+
+def lines_of(table):
+    return [dict(zip(table.headings, line, strict=True)) for line in table.lines]
+
+
+def test_finalists_have_their_figures_time_and_number(everything):
+    table = finalists_table(PROTOCOL, SETTING, plan("finalists", everything), everything)
+    plain, sam, *_ = lines_of(table)
+    assert (plain["method"], plain["time / plain"], plain["n"]) == (PLAIN, "1.00", "3")
+    assert plain["settings"] == "learning_rate=0.1, weight_decay=0.0005"
+    assert (sam["method"], sam["time / plain"], sam["diverged"]) == ("SAM", "2.00", "none")
+    accuracies = [
+        100 * record.figures["test_accuracy"]
+        for record in everything.values()
+        if (record.stage, record.method) == ("finalists", "SAM")
+    ]
+    assert sam["test accuracy, %"].startswith(f"{sum(accuracies) / 3:.2f} ± ")
+    assert not any("Incomplete" in remark for remark in table.remarks)
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "text"),
+    [
+        (None, {}, "–"),
+        (Estimate(0.6, 0.0123, 3), {"factor": 100.0}, "60.00 ± 1.23"),
+        (Estimate(0.6, None, 1), {"factor": 100.0}, "60.00"),
+        (Estimate(1234.5, 56.7, 3), {"significant": True}, "1234 ± 57"),
+        (Estimate(12.345, 0.0567, 3), {"significant": True}, "12.345 ± 0.057"),
+        (Estimate(12.345, None, 1), {"significant": True, "digits": 4}, "12.35"),
+        (Estimate(3.0, 0.0, 3), {"significant": True}, "3.00 ± 0.00"),
+    ],
+)
+def test_a_mean_has_as_many_digits_as_its_error(value, options, text):
+    assert show(value, **options) == text
+
+
+def test_diverged_runs_are_counted(everything):
+    key = next(
+        key
+        for key, record in everything.items()
+        if (record.stage, record.method, record.seed) == ("finalists", "SAM", 1)
+    )
+    everything[key] = everything[key]._replace(diverged=True, figures={})
+    finalists = plan("finalists", everything)
+    _, sam, *_ = lines_of(finalists_table(PROTOCOL, SETTING, finalists, everything))
+    assert (sam["n"], sam["diverged"]) == ("2", "1 of 3")
+    first = lines_of(differences_table(PROTOCOL, SETTING, finalists, everything))[0]
+    assert (first["method"], first["n"], first["diverged"]) == ("SAM", "2", "1 of 3")
+
+
+def test_every_method_is_compared_with_plain_training_and_the_rival(everything):
+    finalists = plan("finalists", everything)
+    table = differences_table(PROTOCOL, SETTING, finalists, everything)
+    compared = [tuple(line[:2]) for line in table.lines]
+    others = ["Gauss-Newton SEHT-H", "SEHT-H"]
+    assert {method for method, _ in compared} == {"SAM", *others[:1], compared[2][0]}
+    assert [against for _, against in compared] == ["minus Plain"] * 3 + ["minus SAM"] * 2
+
+
+def test_p_values_are_corrected_over_all_comparisons_of_the_table(everything):
+    finalists = plan("finalists", everything)
+    table = differences_table(PROTOCOL, SETTING, finalists, everything)
+
+    def of(method):
+        return [everything[run.key] for run in finalists.runs if run.method == method]
+
+    p_values = [
+        paired_difference(of(line[0]), of(line[1].removeprefix("minus ")), figure).p_value
+        for line in table.lines
+        for figure in ("test_accuracy", "test_loss")
+    ]
+    found = [line[place] for line in table.lines for place in (4, 7)]
+    assert found == [f"{each:.2g}" for each in holm(p_values)]
+    assert found != [f"{each:.2g}" for each in p_values]
+    assert any("over the 10 of this table" in remark for remark in table.remarks)
+
+
+def test_at_equal_time_epochs_and_time_are_said(everything):
+    plans = {stage: plan(stage, everything) for stage in ("finalists", "equal-time")}
+    table = equal_time_table(PROTOCOL, SETTING, plans, everything)
+    first = lines_of(table)[0]
+    assert (first["method"], first["epochs"], first["time / plain"]) == ("SAM", "2", "1.00")
+    assert not any("No dearer" in remark for remark in table.remarks)
+    cheap = {
+        key: record._replace(figures=record.figures | {"median_step_time": 0.01})
+        if record.stage == "finalists" and record.method == "SAM"
+        else record
+        for key, record in everything.items()
+    }
+    plans["equal-time"] = plan("equal-time", cheap)
+    table = equal_time_table(PROTOCOL, SETTING, plans, cheap)
+    assert "SAM" not in [line[0] for line in table.lines]
+    assert any(remark.endswith("not here: SAM.") for remark in table.remarks)
+
+
+def test_conditions_are_compared_with_plain_training_in_each(everything):
+    lines = lines_of(conditions_table(SETTING, plan("conditions", everything), everything))
+    assert {line["condition"] for line in lines} == {"label noise 20 %"}
+    assert [line["method"] for line in lines] == [PLAIN, "SAM", "Gauss-Newton SEHT-H"]
+    assert [line["n"] for line in lines] == ["–", "2", "2"]
+
+
+def test_flatness_is_ranked_against_the_test_loss(everything):
+    lines = lines_of(flatness_table(PROTOCOL.settings, everything))
+    by_measure = {line["measure"]: line for line in lines}
+    relative = by_measure["relative trace of G"]
+    number = NUM_RUNS["finalists"] + NUM_RUNS["equal-time"]
+    assert (relative["ρ"], relative["n"]) == ("+1.00", str(number))
+    assert "tr(G)" not in by_measure  # the same in all runs
+    assert by_measure["tr(H)"]["ρ"] != "+1.00"
+
+
+def test_what_is_not_complete_is_said(everything):
+    finalists = plan("finalists", everything)
+    some = {
+        key: record
+        for key, record in everything.items()
+        if record.stage in {"plain", "strengths"} or key in {run.key for run in finalists.runs[:5]}
+    }
+    plans = [plan(stage, some) for stage in ("plain", "strengths", "finalists")]
+    (line,) = lines_of(progress_table(PROTOCOL, plans, some))
+    assert line["strengths"] == "16 runs"
+    assert line["finalists"] == "5 of 12 runs"
+    assert line["conditions"] == "not planned yet"
+    table = finalists_table(PROTOCOL, SETTING, finalists, some)
+    assert any("Incomplete: 5 of 12 runs" in remark for remark in table.remarks)
+    parts, _ = report.lay_out(PROTOCOL, some)
+    assert [part.name for part in parts if isinstance(part, Picture)] == [
+        "strengths-digits",
+        "flatness-digits",
+    ]
+
+
+def test_before_the_first_run_there_is_nothing_but_that(everything):
+    parts, opening = report.lay_out(PROTOCOL, {})
+    assert opening == "0 runs, of which 0 diverged."
+    assert [part.title for part in parts] == ["What is done"]
+
+
+def test_runs_that_are_no_part_of_the_study_are_counted(everything):
+    _, record = everything.popitem()
+    _, opening = report.lay_out(PROTOCOL, everything | {"runs/x": record._replace(run="runs/x")})
+    assert "1 of them are not part of the study" in opening
+
+
+def test_figures_say_in_words_what_they_show(everything):
+    parts, _ = report.lay_out(PROTOCOL, everything)
+    strengths, flatness = [part for part in parts if isinstance(part, Picture)]
+    for method in SETTING.methods:
+        assert method.label in strengths.alternative
+    assert re.search(r"Plain training has \d+\.\d\d", strengths.alternative)
+    assert "relative trace of G: ρ = +1.00 over 21 runs" in flatness.alternative
+
+
+def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, console, monkeypatch):
+    monkeypatch.setattr(report.write_study_report, "__kwdefaults__", None)
+    monkeypatch.setattr(report.write_study_report, "__defaults__", (PROTOCOL,))
+    for record in everything.values():
+        append_record(tmp_path / "runs.jsonl", record)
+    page = write_report(ReportConfig(tmp_path), console)
+    text = page.read_text()
+    assert page == tmp_path / "report" / "report.html"
+    assert text.count("<img ") == 2
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    markdown = (page.parent / "report.md").read_text()
+    for heading in (
+        "Finalists: Digits",
+        "Differences:",
+        "At equal time:",
+        "Under other conditions:",
+    ):
+        assert heading in markdown
+    assert (page.parent / "strengths-digits.png").is_file()
+    assert "47 runs, of which 0 diverged." in markdown
+    assert "12 runs" in console.file.getvalue()
+
+
+def test_records_of_another_protocol_are_refused(everything, tmp_path, console):
+    base = dataclasses.replace(SETTING.base, epochs=5)
+    protocol = dataclasses.replace(PROTOCOL, settings=(dataclasses.replace(SETTING, base=base),))
+    for record in everything.values():
+        append_record(tmp_path / "runs.jsonl", record)
+    with pytest.raises(ConfigMismatchError, match="epochs: 4 there, 5 planned"):
+        report.write_study_report(tmp_path, console, protocol)
