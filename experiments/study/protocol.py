@@ -154,7 +154,7 @@ _FOR_EVERYTHING = (
         "confidence-penalty.weight",
         (0.03, 0.1, 0.3, 1.0),
     ),
-    Method("SAM", (SAM(),), "sam.rho", (0.03, 0.1, 0.3, 1.0)),
+    Method("SAM", (SAM(),), "sam.rho", (0.01, 0.03, 0.1, 0.3)),
     Method("NSO", (NSO(),), "nso.sigma", (0.003, 0.01, 0.02, 0.04)),
     Method("SEHT-H", (SehtH(),), "seht-h.lam", (1e-7, 1e-6, 1e-5, 1e-4), is_exact=True),
     Method(
@@ -196,15 +196,15 @@ _IMAGES = TrainConfig(
     data=DataConfig(
         dataset="cifar10",
         train_images=10_000,
-        validation_size=6_000,  # 4,000 are trained on
+        validation_size=8_000,  # 2,000 are trained on
         test_images=2_000,
         augmentation="crop-flip",
     ),
     model=ModelConfig(network="resnet18", width=8),
     optimizer=OptimizerConfig(learning_rate=0.05, weight_decay=5e-4, clip_norm=5.0),
     method=(),
-    epochs=25,
-    batch_size=64,
+    epochs=60,
+    batch_size=32,
     trace_examples=0,  # measured by the study itself
 )
 _CONVNET = dataclasses.replace(_IMAGES, model=ModelConfig(network="convnet", width=16))
@@ -225,10 +225,10 @@ _IMAGE_GRID = {
 _CONDITIONS = {
     "label noise 20 %": {"data.label_noise": 0.2},
     "label noise 40 %": {"data.label_noise": 0.4},
-    # As many steps as with 4,000.
-    "1,000 images": {"data.validation_size": 9_000, "epochs": 100},
+    # As many steps as with 2,000.
+    "1,000 images": {"data.validation_size": 9_000, "epochs": 120},
     "batch size 16": {"batch_size": 16},
-    "batch size 256": {"batch_size": 256},
+    "batch size 128": {"batch_size": 128},
     "width 4": {"model.width": 4},
     "width 16": {"model.width": 16},
     "without augmentation": {"data.augmentation": "none"},
