@@ -182,13 +182,13 @@ def test_two_processes_share_the_work(place):
     assert len({process for _, process in runs}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, monkeypatch):
     monkeypatch.undo()  # networks are measured
     output_dir, records = place
     methods = [
-        dataclasses.replace(method, values=method.values[:1])
+        dataclasses.replace(method, values=(0.01,))  # SAM of 0.05 may never leave the start
         for method in SETTING.methods
         if method.label in {"SAM", PROTOCOL.recommended}
     ]
