@@ -148,7 +148,8 @@ def read_sweep(directory: Path) -> SweepRecord:
     if plan is None:
         raise ExperimentError(
             f"{directory} holds no {PLAN}, so it is no sweep's output directory; "
-            "`python -m experiments sweep` makes one, runs/sweeps/NAME by default"
+            "`python -m experiments sweep` makes one, runs/sweeps/NAME by default. (A study has a "
+            "runs.jsonl, once a run of it is finished.)"
         )
     sweep = SweepRecord(
         name=plan["name"],
