@@ -26,8 +26,10 @@ def test_bad_steps_are_found_with_what_is_wrong(value):
         (
             (SehtD(),),
             1.0,
-            "a smaller --learning-rate or a smaller lam or more warmup_steps or a smaller "
-            "--clip-norm",
+            (
+                "a smaller --learning-rate or a smaller lam or more warmup_steps or a smaller "
+                "--clip-norm"
+            ),
         ),
         (
             (GaussNewton(), Cutout()),
