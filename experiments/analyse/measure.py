@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -159,6 +159,19 @@ def total_work(config: MeasureConfig, num_params: int) -> int:
     return _PRODUCT * products + config.slice_directions * config.slice_points
 
 
+def estimate_mean(samples: Sequence[float] | np.ndarray) -> Estimate:
+    """Compute a mean over random vectors.
+
+    Args:
+        samples: What each of them gave, two at least.
+
+    Returns:
+        The mean, and its standard error.
+    """
+    error = np.std(samples, ddof=1, dtype=np.float64) / len(samples) ** 0.5
+    return Estimate(float(np.mean(samples, dtype=np.float64)), float(error))
+
+
 def measurer(
     task: Task, config: MeasureConfig, advance: Advance
 ) -> Callable[[TrainedNetwork], Measurement]:
@@ -221,7 +234,9 @@ def measurer(
                 advance("traces", _PRODUCT)
             by_layer = {name: np.array([each[name] for each in samples]) for name in samples[0]}
             total = np.sum(list(by_layer.values()), axis=0)
-            return Traces(_estimate(total), {k: _estimate(each) for k, each in by_layer.items()})
+            return Traces(
+                estimate_mean(total), {k: estimate_mean(each) for k, each in by_layer.items()}
+            )
 
         advance("eigenvalues", 0)
         loss = float(mean_loss(*arguments))
@@ -273,11 +288,6 @@ def _layer_sizes(params: PyTree, layers: LayerFunction) -> dict[str, int]:
     for leaf, index in zip(jax.tree.leaves(params), table.indices.values(), strict=True):
         np.add.at(sizes, np.broadcast_to(index, leaf.shape), 1)
     return dict(zip(table.names, sizes.tolist(), strict=True))
-
-
-def _estimate(samples: np.ndarray) -> Estimate:
-    error = np.std(samples, ddof=1, dtype=np.float64) / len(samples) ** 0.5
-    return Estimate(float(np.mean(samples, dtype=np.float64)), float(error))
 
 
 def _eigenvalues(values: Array, residuals: Array) -> list[Eigenvalue]:

@@ -1,7 +1,6 @@
 """What is measured of a network that is tested: calibration, curvature, size, flatness."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 import seht_jax as seht
+from experiments.analyse.measure import Estimate, estimate_mean
 from experiments.analyse.trained import TrainedNetwork
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
@@ -19,13 +19,6 @@ from seht_jax.analysis import extreme_eigenpairs
 from seht_jax.curvature import Curvature
 
 _EIGENVALUE, _TRACES = range(2)
-
-
-class Estimate(NamedTuple):
-    """A mean over random vectors, and its standard error."""
-
-    mean: float
-    standard_error: float
 
 
 def measure_network(
@@ -177,8 +170,7 @@ def trace_estimator(
             )
             for probe_key in jax.random.split(key, num_probes)
         ]
-        error = np.std(samples, ddof=1) / len(samples) ** 0.5
-        return Estimate(float(np.mean(samples)), float(error))
+        return estimate_mean(samples)
 
     return estimate
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments.report import summary
 from experiments.report.summary import Estimate
 from experiments.study.records import Record
 
@@ -54,11 +55,7 @@ def estimate(records: Iterable[Record], figure: str) -> Estimate | None:
     Returns:
         The mean; `None` if there is none.
     """
-    values = list(by_seed(records, figure).values())
-    if not values:
-        return None
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), error, len(values))
+    return summary.estimate(list(by_seed(records, figure).values()))
 
 
 def paired_difference(
