@@ -40,9 +40,10 @@ SETTING = Setting(
     (
         Method("Label smoothing", (LabelSmoothing(),), "label-smoothing.weight", (0.1, 0.3)),
         Method("SAM", (SAM(),), "sam.rho", (0.05, 0.1)),
-        Method("SEHT-H", (SehtH(),), "seht-h.lam", (1e-5, 1e-4), is_exact=True),
+        Method("SEHT-H", (SehtH(),), "seht-h.lam", (1e-5, 1e-4)),
         Method("Gauss-Newton SEHT-H", (GaussNewton(),), "gauss-newton.strength", (0.2, 0.6)),
     ),
+    margin=0.01,
     conditions={"label noise 20 %": {"data.label_noise": 0.2}},
 )
 PROTOCOL = Protocol(
@@ -50,7 +51,8 @@ PROTOCOL = Protocol(
     tuning_seeds=(100, 101),
     finalist_seeds=(0, 1, 2),
     condition_seeds=(0, 1),
-    num_others=1,
+    groups=(("SEHT-H",),),
+    num_others=0,
     measurement=Measurement(
         examples=50, trace_probes=2, eigenvalue_examples=50, eigenvalue_products=3
     ),

@@ -27,6 +27,7 @@ from experiments.study.tables import (
     finalists_table,
     flatness_table,
     progress_table,
+    rival_table,
     tuning_table,
 )
 
@@ -123,9 +124,11 @@ def _tested(
 ) -> list[Table]:
     tables = []
     if "finalists" in plans:
+        finalists = plans["finalists"]
         tables += [
-            make(protocol, setting, plans["finalists"], records)
-            for make in (finalists_table, differences_table)
+            finalists_table(protocol, setting, finalists, records),
+            differences_table(setting, finalists, records),
+            rival_table(protocol, setting, finalists, records),
         ]
     if "equal-time" in plans:
         tables.append(equal_time_table(protocol, setting, plans, records))

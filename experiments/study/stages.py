@@ -196,8 +196,9 @@ def choose_finalists(
         records: Those of the stages ``plain`` and ``strengths``.
 
     Returns:
-        Plain training, the rival, the recommended form, and the best of the others, best first. A
-        method that diverged at all of its strengths is not among them.
+        Plain training, the rival, the recommended form, the best of each of the protocol's groups,
+        and the best of the others. A method that diverged at all of its strengths is not among
+        them.
 
     Raises:
         ExperimentError: See `choose_plain`.
@@ -208,20 +209,17 @@ def choose_finalists(
         if score.method not in best or score.goodness > best[score.method].goodness:
             best[score.method] = score
     methods = {method.label: method for method in setting.methods}
-    fixed = [label for label in (protocol.rival, protocol.recommended) if label in best]
-    others = sorted(
-        (label for label in best if label not in fixed), key=lambda label: -best[label].goodness
-    )
-    chosen = others[: protocol.num_others]
-    exact = [label for label in others if methods[label].is_exact]
-    if exact and not any(methods[label].is_exact for label in chosen):
-        chosen[-1:] = exact[:1]
+    ranked = sorted(best, key=lambda label: -best[label].goodness)
+    chosen = [label for label in (protocol.rival, protocol.recommended) if label in best]
+    for group in protocol.groups:
+        chosen += [label for label in ranked if label in group and label not in chosen][:1]
+    chosen += [label for label in ranked if label not in chosen][: protocol.num_others]
     plain = Finalist(PLAIN, setting.base, choose_plain(protocol, setting, records))
     return [
         plain,
         *(
             Finalist(label, with_method(setting, methods[label]), best[label].values)
-            for label in fixed + chosen
+            for label in chosen
         ),
     ]
 

@@ -20,12 +20,14 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: The mean.
+        standard_error: Of the mean.
         half_width: Half of its 95 % interval, by Student's distribution.
         p_value: Of the two-sided t-test that it is 0.
         num_pairs: How many pairs there are, two at least.
     """
 
     mean: float
+    standard_error: float
     half_width: float
     p_value: float
     num_pairs: int
@@ -83,10 +85,27 @@ def paired_difference(
     ratio = abs(mean) / error if error else (math.inf if mean else 0.0)
     return Difference(
         mean,
+        error,
         float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error,
         float(2 * stats.t.sf(ratio, freedom)),
         len(differences),
     )
+
+
+def no_worse_p_value(difference: Difference, margin: float) -> float:
+    """Test that a method is worse than another by no more than a margin.
+
+    Args:
+        difference: Of the method's figure, of which more is better, minus the other's.
+        margin: What the method may lack, above 0.
+
+    Returns:
+        The p value of the one-sided t-test of a mean of ``-margin`` against a higher one.
+    """
+    gain = difference.mean + margin
+    if not difference.standard_error:
+        return 0.0 if gain > 0 else 1.0
+    return float(stats.t.sf(gain / difference.standard_error, difference.num_pairs - 1))
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> Correlation | None:

@@ -14,9 +14,11 @@ from experiments.study.statistics import (
     Difference,
     correlation,
     estimate,
+    no_worse_p_value,
     paired_difference,
     without_means,
 )
+from experiments.sweep.definition import more_is_better
 
 FLATNESS = {
     "hessian_trace": "tr(H)",
@@ -42,6 +44,17 @@ _FINALISTS_REMARK = (
     "does not depend on the scale of the weights. The time is the median over the seeds of the "
     "ratio of the median step times."
 )
+_PAIRS_REMARK = (
+    "Means ± standard errors; mean paired differences ± half of their 95 % t-interval. n is the "
+    "number of pairs in which neither run diverged: a method of which some diverged is flattered."
+)
+_TESTS_REMARK = (
+    "p is of two-sided paired t-tests, corrected by Holm's method over the lines of its column."
+)
+_DIFFERENCES_REMARK = (
+    "The validation part, which is larger than the test part, chose the strengths, at other seeds: "
+    "its differences are beside the test's as a check, without a test of their own."
+)
 _CONDITIONS_REMARK = (
     "Differences to plain training under the same condition, at the same seeds. Settings are "
     "those of the finalists, which were not tuned again."
@@ -55,31 +68,37 @@ _FLATNESS_REMARK = (
 
 
 class Compared(NamedTuple):
-    """The figure by which methods are compared on test data.
+    """A figure by which methods are compared.
 
     Attributes:
         name: Its name in a record.
         heading: What stands above a column of it.
         factor: What it is multiplied with.
+        digits: Digits behind the point.
     """
 
     name: str
     heading: str
-    factor: float
+    factor: float = 1.0
+    digits: int = 2
 
 
-def compared_figure(setting: Setting) -> Compared:
-    """Choose the figure by which methods are compared on test data.
+def compared_figure(setting: Setting, split: str = "test") -> Compared:
+    """Choose the figure by which methods are compared.
 
     Args:
         setting: The setting.
+        split: The part of the data, ``"test"`` or ``"validation"``.
 
     Returns:
         Accuracy or perplexity, as choices are made by.
     """
     if setting.selected_by == "validation_accuracy":
-        return Compared("test_accuracy", "test accuracy, %", 100.0)
-    return Compared("test_perplexity", "test perplexity", 1.0)
+        return Compared(f"{split}_accuracy", f"{split} accuracy, %", factor=100.0)
+    return Compared(f"{split}_perplexity", f"{split} perplexity")
+
+
+_TEST_LOSS = Compared("test_loss", "test loss", digits=4)
 
 
 def progress_table(
@@ -173,20 +192,24 @@ def finalists_table(
     Returns:
         The table.
     """
-    test = compared_figure(setting)
-    columns = {
-        test.name: (test.heading, test.factor, 2),
-        "test_loss": ("test loss", 1.0, 4),
-        "calibration_error": ("calibration error, %", 100.0, 2),
-        "train_loss": ("train loss", 1.0, 4),
-        **{name: (heading, 1.0, 4) for name, heading in FLATNESS.items()},
-    }
+    figures = [
+        compared_figure(setting),
+        _TEST_LOSS,
+        Compared("calibration_error", "calibration error, %", factor=100.0),
+        Compared("train_loss", "train loss", digits=4),
+        *(Compared(name, heading, digits=4) for name, heading in FLATNESS.items()),
+    ]
     lines = []
     for method, there in _by_method(plan, records).items():
         ratio = time_ratio(protocol, setting, method, records)
         cells = [
-            show(estimate(there, name), factor, digits, significant=name in FLATNESS)
-            for name, (_, factor, digits) in columns.items()
+            show(
+                estimate(there, figure.name),
+                figure.factor,
+                figure.digits,
+                significant=figure.name in FLATNESS,
+            )
+            for figure in figures
         ]
         lines.append(
             [
@@ -198,7 +221,7 @@ def finalists_table(
                 _diverged(there),
             ]
         )
-    headings = [heading for heading, _, _ in columns.values()]
+    headings = [figure.heading for figure in figures]
     return Table(
         f"Finalists: {setting.title}",
         ["method", "settings", *headings, "time / plain", "n", "diverged"],
@@ -210,10 +233,33 @@ def finalists_table(
     )
 
 
-def differences_table(
+def differences_table(setting: Setting, plan: StagePlan, records: Mapping[str, Record]) -> Table:
+    """Compare the finalists with plain training, seed by seed.
+
+    Args:
+        setting: The setting.
+        plan: The stage.
+        records: The records, by run.
+
+    Returns:
+        The table.
+    """
+    methods = _by_method(plan, records)
+    plain = methods.pop(PLAIN, [])
+    return _compared(
+        f"Against plain training: {setting.title}",
+        [((method,), there, plain) for method, there in methods.items()],
+        ["method"],
+        tested=(compared_figure(setting), _TEST_LOSS),
+        shown=(compared_figure(setting, "validation"),),
+        remarks=[*_incomplete(plan, records), _DIFFERENCES_REMARK],
+    )
+
+
+def rival_table(
     protocol: Protocol, setting: Setting, plan: StagePlan, records: Mapping[str, Record]
 ) -> Table:
-    """Compare the finalists with plain training and with the rival, seed by seed.
+    """Compare the finalists with the rival, seed by seed: is any no worse, at less than its cost?
 
     Args:
         protocol: The protocol.
@@ -224,22 +270,57 @@ def differences_table(
     Returns:
         The table.
     """
+    figure = compared_figure(setting)
+    sign = 1 if more_is_better(setting.selected_by) else -1
     methods = _by_method(plan, records)
-    pairs = [
-        (method, against)
-        for against in (PLAIN, protocol.rival)
-        for method in methods
-        if against in methods and method not in {against, PLAIN}
-    ]
-    return _compared(
-        f"Differences: {setting.title}",
-        setting,
+    rival = methods.pop(protocol.rival, [])
+    methods.pop(PLAIN, None)
+    found = {
+        method: difference
+        for method, there in methods.items()
+        if (difference := paired_difference(there, rival, figure.name)) is not None
+    }
+    p_values = holm(
         [
-            ((method, f"minus {against}"), methods[method], methods[against])
-            for method, against in pairs
+            no_worse_p_value(each._replace(mean=sign * each.mean), setting.margin)
+            for each in found.values()
+        ]
+    )
+    rival_ratio = time_ratio(protocol, setting, protocol.rival, records)
+    lines = []
+    for (method, difference), p_value in zip(found.items(), p_values, strict=True):
+        ratio = time_ratio(protocol, setting, method, records)
+        loss = paired_difference(methods[method], rival, _TEST_LOSS.name)
+        lines.append(
+            [
+                method,
+                _difference(difference, figure),
+                f"{p_value:.2g}",
+                _difference(loss, _TEST_LOSS),
+                f"{ratio / rival_ratio:.2f}" if ratio and rival_ratio else NOTHING,
+                str(difference.num_pairs),
+                _diverged(methods[method]),
+            ]
+        )
+    margin = f"{figure.factor * setting.margin:g}"
+    remark = (
+        "Mean paired differences ± half of their 95 % t-interval. A method is no worse where p is "
+        f"below 0.05: of the one-sided paired t-test that it is worse by {margin} or more in "
+        f"{figure.heading}, corrected by Holm's method over the lines."
+    )
+    return Table(
+        f"Against {protocol.rival}: {setting.title}",
+        [
+            "method",
+            f"{figure.heading}: difference, 95 %",
+            "p of no worse (Holm)",
+            f"{_TEST_LOSS.heading}: difference, 95 %",
+            f"time / {protocol.rival}",
+            "n",
+            "diverged",
         ],
-        ["method", ""],
-        _incomplete(plan, records),
+        lines,
+        [*_incomplete(plan, records), remark],
     )
 
 
@@ -282,10 +363,10 @@ def equal_time_table(
     ]
     return _compared(
         f"At equal time: {setting.title}",
-        setting,
         compared,
         ["method", "epochs", "time / plain"],
-        remarks,
+        tested=(compared_figure(setting), _TEST_LOSS),
+        remarks=remarks,
     )
 
 
@@ -309,13 +390,10 @@ def conditions_table(setting: Setting, plan: StagePlan, records: Mapping[str, Re
         ]
     return _compared(
         f"Under other conditions: {setting.title}",
-        setting,
         compared,
         ["condition", "method"],
-        [
-            *_incomplete(plan, records),
-            _CONDITIONS_REMARK,
-        ],
+        shown=(compared_figure(setting), _TEST_LOSS),
+        remarks=[*_incomplete(plan, records), _CONDITIONS_REMARK],
     )
 
 
@@ -420,56 +498,68 @@ def describe_values(values: Mapping[str, object]) -> str:
 
 def _compared(
     title: str,
-    setting: Setting,
     compared: Sequence[tuple[tuple[str, ...], list[Record], list[Record]]],
     headings: Sequence[str],
-    remarks: Sequence[str],
+    *,
+    tested: Sequence[Compared] = (),
+    shown: Sequence[Compared] = (),
+    remarks: Sequence[str] = (),
 ) -> Table:
-    """Lay out methods beside what they are compared with; p values are corrected over all lines."""
-    test = compared_figure(setting)
-    figures = ((test.name, test.heading, test.factor, 2), ("test_loss", "test loss", 1.0, 4))
-    found = [
-        paired_difference(there, others, name) if there is not others else None
-        for _, there, others in compared
-        for name, *_ in figures
+    """Lay out methods beside what they are compared with.
+
+    Args:
+        title: The table's title.
+        compared: Of each line the first cells, the records, and those that they are compared with.
+        headings: Above the first cells.
+        tested: Figures that have p values, corrected over all lines, for each figure by itself.
+        shown: Figures that have none.
+        remarks: What stands below the table.
+
+    Returns:
+        The table.
+    """
+    columns: dict[str, list[str]] = {}
+    pairs: list[list[int]] = [[] for _ in compared]
+    for figure in (*tested, *shown):
+        found = [
+            paired_difference(there, others, figure.name) if there is not others else None
+            for _, there, others in compared
+        ]
+        columns[figure.heading] = [
+            show(estimate(there, figure.name), figure.factor, figure.digits)
+            for _, there, _ in compared
+        ]
+        columns[f"{figure.heading}: difference, 95 %"] = [
+            _difference(each, figure) for each in found
+        ]
+        if figure in tested:
+            columns[f"{figure.heading}: p (Holm)"] = _corrected(found)
+        for number, difference in enumerate(found):
+            pairs[number] += [difference.num_pairs] if difference is not None else []
+    lines = [
+        [
+            *cells,
+            *(column[number] for column in columns.values()),
+            str(min(pairs[number])) if pairs[number] else NOTHING,
+            _diverged(there),
+        ]
+        for number, (cells, there, _) in enumerate(compared)
     ]
+    explained = [_PAIRS_REMARK] if not tested else [_PAIRS_REMARK, _TESTS_REMARK]
+    return Table(title, [*headings, *columns, "n", "diverged"], lines, [*remarks, *explained])
+
+
+def _corrected(found: Sequence[Difference | None]) -> list[str]:
+    """Write the p values of a column, corrected over all that it has."""
     adjusted = iter(holm([each.p_value for each in found if each is not None]))
-    p_values = [None if each is None else next(adjusted) for each in found]
-    lines = []
-    for number, (cells, there, _) in enumerate(compared):
-        line = [*cells]
-        for i, (name, _, factor, digits) in enumerate(figures):
-            place = number * len(figures) + i
-            line += [
-                show(estimate(there, name), factor, digits),
-                *_difference(found[place], p_values[place], factor, digits),
-            ]
-        pairs = [each.num_pairs for each in found[number * 2 : number * 2 + 2] if each is not None]
-        lines.append([*line, str(min(pairs)) if pairs else NOTHING, _diverged(there)])
-    columns = [
-        column
-        for _, heading, _, _ in figures
-        for column in (heading, "difference, 95 %", "p (Holm)")
-    ]
-    tests = sum(each is not None for each in found)
-    remark = (
-        "Means ± standard errors; mean paired differences ± half of their 95 % t-interval; p of "
-        f"two-sided paired t-tests, corrected by Holm's method over the {tests} of this table. n "
-        "is the number of pairs in which neither run diverged: a method of which some diverged is "
-        "flattered."
-    )
-    return Table(title, [*headings, *columns, "n", "diverged"], lines, [*remarks, remark])
+    return [NOTHING if each is None else f"{next(adjusted):.2g}" for each in found]
 
 
-def _difference(
-    difference: Difference | None, p_value: float | None, factor: float, digits: int
-) -> tuple[str, str]:
-    if difference is None or p_value is None:
-        return NOTHING, NOTHING
-    return (
-        f"{factor * difference.mean:+.{digits}f} ± {factor * difference.half_width:.{digits}f}",
-        f"{p_value:.2g}",
-    )
+def _difference(difference: Difference | None, figure: Compared) -> str:
+    if difference is None:
+        return NOTHING
+    mean, half_width = figure.factor * difference.mean, figure.factor * difference.half_width
+    return f"{mean:+.{figure.digits}f} ± {half_width:.{figure.digits}f}"
 
 
 def _own_values(setting: Setting, record: Record) -> dict[str, object]:

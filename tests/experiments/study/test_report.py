@@ -23,6 +23,7 @@ from experiments.study.tables import (
     finalists_table,
     flatness_table,
     progress_table,
+    rival_table,
     show,
 )
 
@@ -93,35 +94,71 @@ def test_diverged_runs_are_counted(everything):
     finalists = plan("finalists", everything)
     _, sam, *_ = lines_of(finalists_table(PROTOCOL, SETTING, finalists, everything))
     assert (sam["n"], sam["diverged"]) == ("2", "1 of 3")
-    first = lines_of(differences_table(PROTOCOL, SETTING, finalists, everything))[0]
+    first = lines_of(differences_table(SETTING, finalists, everything))[0]
     assert (first["method"], first["n"], first["diverged"]) == ("SAM", "2", "1 of 3")
 
 
-def test_every_method_is_compared_with_plain_training_and_the_rival(everything):
+def test_every_finalist_is_compared_with_plain_training_and_the_others_with_the_rival(everything):
     finalists = plan("finalists", everything)
-    table = differences_table(PROTOCOL, SETTING, finalists, everything)
-    compared = [tuple(line[:2]) for line in table.lines]
     others = ["Gauss-Newton SEHT-H", "SEHT-H"]
-    assert {method for method, _ in compared} == {"SAM", *others[:1], compared[2][0]}
-    assert [against for _, against in compared] == ["minus Plain"] * 3 + ["minus SAM"] * 2
+    against_plain = lines_of(differences_table(SETTING, finalists, everything))
+    assert [line["method"] for line in against_plain] == ["SAM", *others]
+    against_rival = lines_of(rival_table(PROTOCOL, SETTING, finalists, everything))
+    assert [line["method"] for line in against_rival] == others
+    assert {line["time / SAM"] for line in against_rival} == {"1.00"}
 
 
-def test_p_values_are_corrected_over_all_comparisons_of_the_table(everything):
+def test_p_values_are_corrected_over_the_lines_of_one_figure(everything):
     finalists = plan("finalists", everything)
-    table = differences_table(PROTOCOL, SETTING, finalists, everything)
+    lines = lines_of(differences_table(SETTING, finalists, everything))
+    found = [line["test accuracy, %: p (Holm)"] for line in lines]
 
     def of(method):
         return [everything[run.key] for run in finalists.runs if run.method == method]
 
     p_values = [
-        paired_difference(of(line[0]), of(line[1].removeprefix("minus ")), figure).p_value
-        for line in table.lines
-        for figure in ("test_accuracy", "test_loss")
+        paired_difference(of(line["method"]), of(PLAIN), "test_accuracy").p_value for line in lines
     ]
-    found = [line[place] for line in table.lines for place in (4, 7)]
     assert found == [f"{each:.2g}" for each in holm(p_values)]
     assert found != [f"{each:.2g}" for each in p_values]
-    assert any("over the 10 of this table" in remark for remark in table.remarks)
+    assert "validation accuracy, %: p (Holm)" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("gain", "is_no_worse"), [(0.0, True), (-0.009, True), (-0.02, False), (-0.0101, False)]
+)
+def test_no_worse_than_the_rival_is_within_the_margin(everything, gain, is_no_worse):
+    sam = {
+        record.seed: record.figures
+        for record in everything.values()
+        if (record.stage, record.method) == ("finalists", "SAM")
+    }
+    records = {
+        key: record._replace(
+            figures=sam[record.seed]
+            | {"test_accuracy": sam[record.seed]["test_accuracy"] + gain + 1e-5 * record.seed}
+        )
+        if (record.stage, record.method) == ("finalists", "SEHT-H")
+        else record
+        for key, record in everything.items()
+    }
+    *_, line = lines_of(rival_table(PROTOCOL, SETTING, plan("finalists", records), records))
+    assert (float(line["p of no worse (Holm)"]) < 0.05) is is_no_worse
+
+
+def test_of_perplexity_more_is_worse(everything):
+    setting = dataclasses.replace(SETTING, selected_by="validation_perplexity", margin=5.0)
+    perplexities = {"SAM": 200.0, "Gauss-Newton SEHT-H": 190.0, "SEHT-H": 210.0}
+    records = {
+        key: record._replace(
+            figures=record.figures
+            | {"test_perplexity": perplexities.get(record.method, 220.0) + record.seed / 10}
+        )
+        for key, record in everything.items()
+    }
+    better, worse = lines_of(rival_table(PROTOCOL, setting, plan("finalists", records), records))
+    assert better["test perplexity: difference, 95 %"] == "-10.00 ± 0.00"
+    assert float(better["p of no worse (Holm)"]) < 0.05 < float(worse["p of no worse (Holm)"])
 
 
 def test_at_equal_time_epochs_and_time_are_said(everything):
@@ -147,6 +184,7 @@ def test_conditions_are_compared_with_plain_training_in_each(everything):
     assert {line["condition"] for line in lines} == {"label noise 20 %"}
     assert [line["method"] for line in lines] == [PLAIN, "SAM", "Gauss-Newton SEHT-H"]
     assert [line["n"] for line in lines] == ["–", "2", "2"]
+    assert not any("p (Holm)" in heading for heading in lines[0])
 
 
 def test_flatness_is_ranked_against_the_test_loss(everything):
@@ -214,7 +252,8 @@ def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, conso
     markdown = (page.parent / "report.md").read_text()
     for heading in (
         "Finalists: Digits",
-        "Differences:",
+        "Against plain training:",
+        "Against SAM:",
         "At equal time:",
         "Under other conditions:",
     ):

@@ -91,7 +91,7 @@ def test_methods_are_tuned_with_plain_trainings_settings(records_up_to):
     assert {seed for *_, seed in strengths} == {100, 101}
 
 
-def test_finalists_are_plain_the_rival_the_recommended_form_and_an_exact_one(records_up_to):
+def test_finalists_are_plain_the_rival_the_recommended_form_and_one_of_each_group(records_up_to):
     records = changed(
         records_up_to("finalists"),
         lambda record: record.method == "Label smoothing",
@@ -99,9 +99,15 @@ def test_finalists_are_plain_the_rival_the_recommended_form_and_an_exact_one(rec
     )
     labels = [each.label for each in choose_finalists(PROTOCOL, SETTING, records)]
     assert labels == [PLAIN, "SAM", "Gauss-Newton SEHT-H", "SEHT-H"]
-    two = dataclasses.replace(PROTOCOL, num_others=2)
-    labels = [each.label for each in choose_finalists(two, SETTING, records)]
-    assert labels == [PLAIN, "SAM", "Gauss-Newton SEHT-H", "Label smoothing", "SEHT-H"]
+    both = dataclasses.replace(PROTOCOL, groups=(("SEHT-H", "Label smoothing"), ("SAM",)))
+    labels = [each.label for each in choose_finalists(both, SETTING, records)]
+    assert labels == [PLAIN, "SAM", "Gauss-Newton SEHT-H", "Label smoothing"]
+
+
+def test_the_best_of_the_others_are_finalists(records_up_to):
+    more = dataclasses.replace(PROTOCOL, num_others=1)
+    labels = [each.label for each in choose_finalists(more, SETTING, records_up_to("finalists"))]
+    assert labels == [PLAIN, "SAM", "Gauss-Newton SEHT-H", "SEHT-H", "Label smoothing"]
 
 
 def test_finalists_have_the_strength_that_did_best(records_up_to):
@@ -123,7 +129,7 @@ def test_a_method_that_diverged_everywhere_is_no_finalist(records_up_to):
         records_up_to("finalists"), lambda record: record.method in {"SAM", "SEHT-H"}
     )
     labels = [each.label for each in choose_finalists(PROTOCOL, SETTING, records)]
-    assert labels == [PLAIN, "Gauss-Newton SEHT-H", "Label smoothing"]
+    assert labels == [PLAIN, "Gauss-Newton SEHT-H"]
 
 
 def test_time_is_compared_seed_by_seed(records_up_to):
@@ -226,4 +232,9 @@ def test_the_real_protocol_is_planned_to_its_end(setting):
             records[run.key] = record._replace(figures=figures)
     finalists = {record.method for record in records.values() if record.stage == "finalists"}
     assert {PLAIN, REAL.rival, REAL.recommended} < finalists
-    assert len(finalists) == 3 + REAL.num_others
+    assert {label for labels in REAL.groups for label in labels} < {
+        method.label for method in setting.methods
+    }
+    for labels in REAL.groups:
+        assert finalists & set(labels)
+    assert len(finalists) == 3 + len(REAL.groups) + REAL.num_others

@@ -10,6 +10,7 @@ from experiments.study.stages import plan_stage
 from experiments.study.statistics import (
     correlation,
     estimate,
+    no_worse_p_value,
     paired_difference,
     without_means,
 )
@@ -64,6 +65,19 @@ def test_differences_that_are_all_alike_leave_no_doubt(shift, p_value):
     first, second = records([1.0, 2.0, 3.0]), records([1.0 + shift, 2.0 + shift, 3.0 + shift])
     found = paired_difference(first, second, "loss")
     assert (found.mean, found.half_width, found.p_value) == (-shift, 0, p_value)
+
+
+def test_no_worse_is_a_one_sided_test_of_the_margin():
+    differences = [-0.2, 0.1, -0.4, 0.3]
+    found = paired_difference(records(differences), records([0.0] * 4), "loss")
+    expected = stats.ttest_1samp(differences, -0.5, alternative="greater").pvalue
+    assert no_worse_p_value(found, 0.5) == pytest.approx(expected)
+
+
+def test_differences_that_are_all_alike_are_beyond_a_margin_or_not():
+    worse = paired_difference(records([1.0] * 3), records([1.25] * 3), "loss")
+    assert no_worse_p_value(worse, 0.5) == 0
+    assert no_worse_p_value(worse, 0.25) == 1
 
 
 def test_a_rank_correlation_is_of_the_order_alone():
