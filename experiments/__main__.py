@@ -25,6 +25,7 @@ from experiments.study.command import StudyConfig, run_study
 from experiments.sweep.command import SweepConfig, run_sweep
 from experiments.sweep.storage_url import hide_in_argument
 from experiments.training.devices import is_first_process, join_processes
+from experiments.training.heap import keep_free_memory
 from experiments.training.loop import train as train_network
 from experiments.training.preemption import EXIT_STATUS, Terminated
 from experiments.training.summary import summary_table
@@ -199,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A path need not be text, and a terminal need not know every character.
             stream.reconfigure(errors="backslashreplace")
+    keep_free_memory()
     typed = sys.argv[1:] if arguments is None else arguments
     hidden = list(map(hide_in_argument, typed))
     console = _console(stderr=True)

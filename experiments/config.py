@@ -394,6 +394,8 @@ class TrainConfig:
     """Random directions for that measurement."""
     log_every: int = 20
     """Steps between two lines of the log."""
+    evaluate_every: int = 1
+    """Epochs between two evaluations on the validation data; the last epoch is always evaluated."""
     on_divergence: OnDivergence = "stop"
     """What happens at a step whose loss, gradient or estimate is no finite number. stop: the run
     ends with an error, and the state before that step is kept. skip: the step changes nothing, and
@@ -442,6 +444,7 @@ class TrainConfig:
             "trace_examples": 0,
             "trace_probes": 2,
             "log_every": 1,
+            "evaluate_every": 1,
             "checkpoint_every": 0,
             "keep_checkpoints": 1,
             "keep_checkpoints_every": 0,
@@ -493,10 +496,11 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out how often is logged and saved, which may change when a run is gone on with.
+    """Leave out how often is logged, evaluated and saved, if that may change in the midst of a run.
 
     Where a run that diverges goes back to its newest checkpoint, how often one is written decides
-    from where it goes on, so that it stays.
+    from where it goes on, so that it stays; and how often the network is evaluated, where the best
+    epoch is kept or the learning rate follows the validation loss.
 
     Args:
         settings: What `to_json` or `complete_settings` returned, and perhaps more.
@@ -507,6 +511,8 @@ def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     free = {"log_every"}
     if settings["on_divergence"] != "restore":
         free.add("checkpoint_every")
+    if settings["reported"] != "best" and settings["optimizer.schedule"] != "plateau":
+        free.add("evaluate_every")
     return {name: value for name, value in settings.items() if name not in free}
 
 

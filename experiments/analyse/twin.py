@@ -21,6 +21,7 @@ _MAY_DIFFER = {
     "method",
     "name",
     "log_every",
+    "evaluate_every",
     "checkpoint_every",
     "on_divergence",
     "trace_examples",

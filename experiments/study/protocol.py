@@ -211,6 +211,8 @@ _IMAGES = TrainConfig(
     epochs=60,
     batch_size=32,
     trace_examples=0,  # measured by the study itself
+    evaluate_every=20,  # 8,000 images at every epoch would take longer than training
+    checkpoint_every=620,
 )
 _CONVNET = dataclasses.replace(_IMAGES, model=ModelConfig(network="convnet", width=16))
 _LANGUAGE = TrainConfig(
@@ -225,7 +227,7 @@ _LANGUAGE = TrainConfig(
 
 _IMAGE_GRID = {
     "optimizer.learning_rate": (0.02, 0.06, 0.2),
-    "optimizer.weight_decay": (2e-4, 1e-3, 5e-3),
+    "optimizer.weight_decay": (1e-3, 5e-3, 2e-2),
 }
 _CONDITIONS = {
     "label noise 20 %": {"data.label_noise": 0.2},

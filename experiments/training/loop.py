@@ -335,9 +335,9 @@ class Experiment:
         Yields:
             The state, and the means of the metrics over the finite steps since the last stop, with
             ``seconds`` for these steps, ``step_time``, seconds per step, and what is done in a
-            second, ``images_per_second`` for one. At the end of an epoch figures of the validation
-            data, by names with ``validation/``, are among them. A run that skips steps has
-            ``skipped_steps``, their number.
+            second, ``images_per_second`` for one. At the end of every ``evaluate_every``-th epoch
+            figures of the validation data, by names with ``validation/``, are among them. A run
+            that skips steps has ``skipped_steps``, their number.
 
         Raises:
             DivergedError: If a metric of one of these steps is no finite number, and such steps are
@@ -367,8 +367,8 @@ class Experiment:
                         self.task.units_per_step * len(rows) / seconds
                     ),
                 }
-                if step % self.steps_per_epoch == 0:
-                    state, figures = self._end_epoch(state)
+                if self._is_evaluated(step):
+                    state, figures = self._evaluate(state)
                     row |= figures
                 yield state, row
                 pending = []
@@ -409,7 +409,7 @@ class Experiment:
             means["skipped_steps"] = float(len(bad))
         return means, in_a_row
 
-    def _end_epoch(self, state: TrainState) -> tuple[TrainState, Row]:
+    def _evaluate(self, state: TrainState) -> tuple[TrainState, Row]:
         """Evaluate the network on the validation data, and let the learning rate follow."""
         if not self.task.size("validation"):
             return state, {}
@@ -419,6 +419,11 @@ class Experiment:
         state = state._replace(opt_state=after_epoch(state.opt_state, measured.loss))
         state = self.placement.state(state)
         return state, {f"validation/{name}": each for name, each in measured._asdict().items()}
+
+    def _is_evaluated(self, step: int) -> bool:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        is_due = epoch % self.config.evaluate_every == 0 or step == self.num_steps
+        return position == 0 and is_due
 
     def _is_stop(self, step: int) -> bool:
         return (

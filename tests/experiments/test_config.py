@@ -25,7 +25,15 @@ from experiments.regularizers import SehtD, SehtH
 
 @pytest.mark.parametrize(
     "field",
-    ["epochs", "batch_size", "trace_examples", "trace_probes", "log_every", "checkpoint_every"],
+    [
+        "epochs",
+        "batch_size",
+        "trace_examples",
+        "trace_probes",
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+    ],
 )
 def test_a_number_out_of_its_range_is_named(field):
     with pytest.raises(SettingError, match=f"{option(field)} must be at least .*, not -1"):
@@ -193,6 +201,9 @@ def test_places_are_no_settings():
     [
         ({"log_every": 7}, True),
         ({"checkpoint_every": 7}, True),
+        ({"evaluate_every": 7}, True),
+        ({"evaluate_every": 7, "reported": "best"}, False),
+        ({"evaluate_every": 7, "optimizer": OptimizerConfig(schedule="plateau")}, False),
         ({"log_every": 7, "on_divergence": "restore"}, True),
         ({"checkpoint_every": 7, "on_divergence": "restore"}, False),
         ({"trace_probes": 7}, False),
@@ -201,7 +212,11 @@ def test_places_are_no_settings():
     ],
 )
 def test_how_often_is_logged_and_saved_decides_nothing(changes, same):
-    plain = TrainConfig(on_divergence=changes.get("on_divergence", "stop"))
+    plain = TrainConfig(
+        on_divergence=changes.get("on_divergence", "stop"),
+        optimizer=changes.get("optimizer", OptimizerConfig()),
+        reported=changes.get("reported", "last") if "evaluate_every" in changes else "last",
+    )
     settings = (to_json(config) for config in (plain, dataclasses.replace(plain, **changes)))
     first, second = map(deciding_settings, settings)
     assert (first == second) == same

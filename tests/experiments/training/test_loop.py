@@ -115,6 +115,15 @@ def test_a_run_may_be_resumed_with_other_intervals(whole, tmp_path, digits, cons
     assert train(config, console) == found  # finished, whichever they are
 
 
+def test_a_network_is_evaluated_at_some_epochs_and_the_last(plain, console):
+    config = dataclasses.replace(plain, epochs=5, log_every=100, evaluate_every=2)
+    result = train(config, console)
+    rows = log_of(config)
+    evaluated = [row["epoch"] for row in rows if "validation/loss" in row]
+    assert evaluated == [2, 4, 5]
+    assert rows[-1]["validation/loss"] == pytest.approx(result["validation_loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "method"),
     [
