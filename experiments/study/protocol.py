@@ -226,7 +226,7 @@ _LANGUAGE = TrainConfig(
 )
 
 _IMAGE_GRID = {
-    "optimizer.learning_rate": (0.02, 0.06, 0.2),
+    "optimizer.learning_rate": (0.007, 0.02, 0.06),
     "optimizer.weight_decay": (1e-3, 5e-3, 2e-2),
 }
 _CONDITIONS = {
