@@ -470,8 +470,10 @@ class _Run:
             state, best = restored
             self._say(f"Going on from step {int(state.step)} in {self.directory}.")
         else:
-            method = " ".join(describe_method(config.method))
+            method = " ".join(describe_method(config.method, defaults=False))
             self._say(f"Training {method} in {self.directory}.")
+        if not self.console.is_terminal:
+            self._say("Compiling the training step, which may take minutes.")
         with self.console.status("Compiling the training step"):
             self.experiment.warm_up(state)
         all_restores = self._restores_before(int(state.step))

@@ -115,6 +115,13 @@ def test_a_run_may_be_resumed_with_other_intervals(whole, tmp_path, digits, cons
     assert train(config, console) == found  # finished, whichever they are
 
 
+def test_it_is_said_what_is_waited_for_where_there_is_no_terminal(plain, console):
+    train(dataclasses.replace(plain, epochs=1), console)
+    first, second, *_ = console.file.getvalue().splitlines()
+    assert first == f"Training plain in {plain.run_dir}."
+    assert second == "Compiling the training step, which may take minutes."
+
+
 def test_a_network_is_evaluated_at_some_epochs_and_the_last(plain, console):
     config = dataclasses.replace(plain, epochs=5, log_every=100, evaluate_every=2)
     result = train(config, console)
