@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analyse.trained import FinishedRun
-from experiments.config import TextConfig, TrainConfig, complete_settings, to_json
+from experiments.config import (
+    TextConfig,
+    TrainConfig,
+    complete_settings,
+    deciding_settings,
+    to_json,
+)
 from experiments.errors import DamagedFileError, SettingError, option
 from experiments.presets import PRESETS
 from experiments.regularizers import describe_method
@@ -16,12 +22,10 @@ from experiments.training.run_directory import read_result, read_settings
 
 PLAIN_METHOD = describe_method(())
 
-# What a twin may differ in: the method, and what has no influence on the weights.
+# What a twin may differ in besides: the method, and what has no influence on the weights.
 _MAY_DIFFER = {
     "method",
     "name",
-    "log_every",
-    "evaluate_every",
     "checkpoint_every",
     "on_divergence",
     "trace_examples",
@@ -95,6 +99,7 @@ def twin_differences(settings: Mapping[str, Any], plain: Mapping[str, Any]) -> d
         By the name of each setting that differs, a line that says how.
     """
     nothing = "(not set)"
+    settings, plain = deciding_settings(settings), deciding_settings(plain)
     return {
         name: f"{name}: {settings.get(name, nothing)}, plain {plain.get(name, nothing)}"
         for name in sorted(settings.keys() | plain.keys())

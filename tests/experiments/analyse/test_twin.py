@@ -54,8 +54,17 @@ def test_another_run_is_no_twin(copied, settings):
 
 
 def test_what_changes_no_weight_makes_no_difference(copied):
-    change(copied / "plain-seed0" / "config.json", log_every=7, trace_probes=9, name="other")
+    changes = {"log_every": 7, "evaluate_every": 7, "trace_probes": 9, "name": "other"}
+    change(copied / "plain-seed0" / "config.json", **changes)
     assert find_plain_twin(read_finished_run(copied / "method", None)) is not None
+
+
+def test_where_the_best_epoch_is_kept_it_matters_how_often_one_is_looked_for(copied):
+    for name in ("method", "plain-seed0"):
+        change(copied / name / "config.json", reported="best")
+    assert find_plain_twin(read_finished_run(copied / "method", None)) is not None
+    change(copied / "plain-seed0" / "config.json", evaluate_every=7)
+    assert find_plain_twin(read_finished_run(copied / "method", None)) is None
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json"])
