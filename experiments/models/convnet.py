@@ -7,6 +7,7 @@ that of the gradients, so kernels start from He's normal distribution, of varian
 biases from 0.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -26,12 +27,14 @@ class ConvNet(nn.Module):
         width: Channels of the first stage; the stages have 1, 2 and 4 times it.
         dtype: What the layers compute in; parameters stay float32.
         remat: Whether a convolution's activations are computed again when its gradient is.
+        convolution: What convolves, called as `jax.lax.conv_general_dilated` is.
     """
 
     num_classes: int
     width: int = 8
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    convolution: Callable[..., Any] = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -50,7 +53,9 @@ class ConvNet(nn.Module):
         for stage in range(NUM_STAGES):
             for number in range(CONVOLUTIONS_PER_STAGE):
                 name = f"stage{stage + 1}_conv{number + 1}"
-                features = layer(self.width * 2**stage, self.dtype, name=name)(features)
+                features = layer(self.width * 2**stage, self.dtype, self.convolution, name=name)(
+                    features
+                )
             features = nn.max_pool(features, (2, 2), strides=(2, 2))
         features = jnp.mean(features, axis=(1, 2))
         head = nn.Dense(
@@ -66,10 +71,12 @@ class Convolution(nn.Module):
     Attributes:
         channels: Channels of the outputs.
         dtype: What it computes in.
+        convolution: What convolves, called as `jax.lax.conv_general_dilated` is.
     """
 
     channels: int
     dtype: DTypeLike
+    convolution: Callable[..., Any]
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -86,6 +93,7 @@ class Convolution(nn.Module):
             (3, 3),
             dtype=self.dtype,
             kernel_init=nn.initializers.he_normal(),
+            conv_general_dilated=self.convolution,
             name="conv",
         )
         return nn.relu(convolution(features))

@@ -171,6 +171,7 @@ class ResNet(nn.Module):
         drop_block_size: Side of DropBlock's squares; 0 is no DropBlock.
         dtype: What the layers compute in.
         remat: Whether a block's activations are computed again when its gradient is.
+        convolution: What convolves, called as `jax.lax.conv_general_dilated` is.
     """
 
     stage_sizes: Sequence[int]
@@ -180,6 +181,7 @@ class ResNet(nn.Module):
     drop_block_size: int = 0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    convolution: Callable[..., Any] = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(
@@ -198,7 +200,11 @@ class ResNet(nn.Module):
             Logits ``(batch, num_classes)``, at least float32 whatever ``dtype`` is.
         """
         conv = partial(
-            nn.Conv, use_bias=False, kernel_init=torch_default_kernel_init(), dtype=self.dtype
+            nn.Conv,
+            use_bias=False,
+            kernel_init=torch_default_kernel_init(),
+            dtype=self.dtype,
+            conv_general_dilated=self.convolution,
         )
         norm = batch_norm(train=train, dtype=self.dtype)
         dropout = partial(nn.Dropout, self.dropout_rate, deterministic=not train)

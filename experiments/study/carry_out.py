@@ -22,8 +22,10 @@ from experiments.sweep.outcome import Outcome, RunFunction, carry_out
 from experiments.sweep.plan import PlannedRun
 from experiments.tasks.build import build_task
 from experiments.training.run_directory import read_settings
+from experiments.training.together import TOGETHER
 
-_FIGURES = ("steps", "epochs", "best_epoch", "training_seconds", "median_step_time")
+_FIGURES = ("steps", "epochs", "best_epoch")
+_TIMES = ("training_seconds", "median_step_time")
 _OF_A_SPLIT = ("loss", "accuracy", "perplexity")
 _ENVIRONMENT = ("jax", "python", "device", "cpu_count")
 _STANDARD_ERRORS = 2
@@ -55,6 +57,7 @@ def carry_out_and_record(
     commit: str | None,
     train: RunFunction,
     console: Console,
+    data: Dataset | Corpus | None = None,
 ) -> Outcome:
     """Carry out a run, or go on with it, and write its record.
 
@@ -66,6 +69,7 @@ def carry_out_and_record(
         commit: The commit of the code.
         train: Carries out a run in its directory.
         console: Where progress is shown.
+        data: Its data, where they are loaded already.
 
     Returns:
         What came of it: the figures of its record.
@@ -83,14 +87,16 @@ def carry_out_and_record(
     divergence = outcome.divergence or ""
     if outcome.result is not None:
         figures = select_figures(outcome.result, tested=run.stage not in TUNING)
-        data = load_run_data(read_finished_run(directory, planned.config.data.data_dir))
+        if data is None:
+            data = load_run_data(read_finished_run(directory, planned.config.data.data_dir))
         divergence = no_better_than_chance(figures, data)
         if run.stage not in TUNING and not divergence:
             console.print("Measuring the trained network.")
             figures |= _measure(planned, data, measurement, console)
-        # The part of a run before an interruption is in the training's own seconds.
-        seconds = time.perf_counter() - start
-        figures["seconds"] = max(seconds, figures["training_seconds"])
+        if TOGETHER not in figures:
+            # The part of a run before an interruption is in the training's own seconds.
+            seconds = time.perf_counter() - start
+            figures["seconds"] = max(seconds, figures["training_seconds"])
     record = Record(
         run=run.key,
         stage=run.stage,
@@ -119,10 +125,11 @@ def select_figures(result: Mapping[str, Any], *, tested: bool) -> dict[str, floa
         tested: Whether figures of the test data are among them.
 
     Returns:
-        Figures by name.
+        Figures by name; no times, if the run shared the device with others.
     """
     splits = ("train", "validation", *(["test"] if tested else []))
-    names = (*_FIGURES, *(f"{split}_{name}" for split in splits for name in _OF_A_SPLIT))
+    general = (*_FIGURES, TOGETHER) if TOGETHER in result else (*_FIGURES, *_TIMES)
+    names = (*general, *(f"{split}_{name}" for split in splits for name in _OF_A_SPLIT))
     return {name: result[name] for name in names if name in result}
 
 

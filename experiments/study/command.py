@@ -1,18 +1,22 @@
 """The command `python -m experiments study`."""
 
+import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import tyro
 from rich.console import Console
 
 from experiments.config import TrainConfig
+from experiments.data.load import load_data
 from experiments.environment import git_commit
-from experiments.errors import ExperimentError, SettingError, option
+from experiments.errors import DivergedError, ExperimentError, SettingError, option
+from experiments.file_lock import owner_lock
 from experiments.study.carry_out import carry_out_and_record, plan_run
 from experiments.study.protocol import PROTOCOL, Protocol
 from experiments.study.records import read_records
@@ -20,10 +24,12 @@ from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, plan_stu
 from experiments.study.time_limit import TimeLimitError, expected_seconds
 from experiments.sweep.definition import Sweep
 from experiments.sweep.outcome import Outcome, RunFunction
+from experiments.sweep.plan import PlannedRun
 from experiments.sweep.queue import RunQueue
 from experiments.sweep.storage_url import parse_storage_url, sqlite_url
 from experiments.sweep.worker import work
 from experiments.training.loop import train
+from experiments.training.together import train_together
 
 SETTINGS = tuple(setting.name for setting in PROTOCOL.settings)
 
@@ -52,6 +58,9 @@ class StudyConfig:
     time_limit: float | None = None
     """Minutes after which the command should have ended: no run is begun that would probably take
     longer, by the time that runs like it took."""
+    together: int = 1
+    """How many runs of one method are trained as one program, at most, which a GPU does in little
+    more time than one. Such runs have no times in their records."""
     storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue that several of these commands share, as that of a sweep; by default study.db in
     the output directory."""
@@ -66,6 +75,8 @@ class StudyConfig:
         for name in ("stages", "settings"):
             if not getattr(self, name):
                 raise SettingError(f"{option(name)} must name at least one")
+        if self.together < 1:
+            raise SettingError(f"--together must be at least 1, not {self.together}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise SettingError(f"--time-limit must be above 0, not {self.time_limit}")
         if self.storage is not None:
@@ -100,6 +111,7 @@ def run_study(
     worker.say(f"The tables: python -m experiments report {config.records.parent}")
 
 
+_WAIT = 5.0  # seconds between two looks at what others have recorded
 _CODE = ("experiments", "seht_jax")
 """What the result of a run depends on: records that are added to a checkout do not change it."""
 
@@ -146,6 +158,9 @@ class _Worker:
         planned = {
             key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
         }
+        if config.together > 1:
+            self._work_off_together(runs, planned)
+            return
         keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
 
         def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:
@@ -176,6 +191,60 @@ class _Worker:
             wait=self._wait,
         )
         self._check_recorded(stage, runs)
+
+    def _work_off_together(
+        self, runs: Mapping[str, StudyRun], planned: Mapping[str, PlannedRun]
+    ) -> None:
+        """Carry out runs of one method as one program; other processes take other methods.
+
+        Raises:
+            TimeLimitError: If the time is over.
+        """
+        while missing := self._without_record(runs):
+            rows = {_row_of(key) for key in missing}
+            taken = 0
+            for row in sorted(rows):
+                with contextlib.suppress(BlockingIOError), self._hold(row):
+                    taken += 1
+                    of_row = [key for key in self._without_record(runs) if _row_of(key) == row]
+                    size = self.config.together
+                    for start in range(0, len(of_row), size):
+                        keys = of_row[start : start + size]
+                        self._train_together([runs[key] for key in keys], planned)
+            if not taken:
+                self._wait(_WAIT)
+
+    def _train_together(self, runs: Sequence[StudyRun], planned: Mapping[str, PlannedRun]) -> None:
+        """Train runs as one program, and record them.
+
+        Raises:
+            TimeLimitError: If the time is over.
+        """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise TimeLimitError(f"The time is over, and {runs[0].key} is not begun.")
+        configs = [planned[run.key].config for run in runs]
+        self.say(f"{runs[0].key} and {len(runs) - 1} more.")
+        data = load_data(configs[0].data)
+        outcomes = train_together(configs, data, self.console)
+        for run, outcome in zip(runs, outcomes, strict=True):
+            carry_out_and_record(
+                run,
+                planned[run.key],
+                self.protocol.measurement,
+                self.config.records,
+                self.commit,
+                functools.partial(_give, outcome),
+                self.console,
+                data,
+            )
+
+    def _without_record(self, runs: Mapping[str, StudyRun]) -> list[str]:
+        records = read_records(self.config.records)
+        return [key for key in runs if key not in records]
+
+    def _hold(self, row: str) -> contextlib.AbstractContextManager[None]:
+        self.config.output_dir.mkdir(parents=True, exist_ok=True)
+        return owner_lock(self.config.output_dir / f"{row}.lock")
 
     def say(self, message: str) -> None:
         """Print a line."""
@@ -244,6 +313,22 @@ class _Worker:
                 raise TimeLimitError("The time is over while others have the last runs of a stage.")
             seconds = min(seconds, left)
         time.sleep(seconds)
+
+
+def _row_of(key: str) -> str:
+    """Return the directory of a row: all runs of a stage with one method, under one condition."""
+    return key.split("/")[1]
+
+
+def _give(outcome: dict[str, Any] | DivergedError, *_: Any) -> dict[str, Any]:
+    """Return what came of a run that was trained before, as a `RunFunction` does.
+
+    Raises:
+        DivergedError: If it diverged.
+    """
+    if isinstance(outcome, DivergedError):
+        raise outcome
+    return outcome
 
 
 def _as_sweep(plans: Sequence[StagePlan]) -> Sweep:

@@ -21,7 +21,7 @@ from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.load import load_data
 from experiments.errors import DivergedError, SettingError, option
-from experiments.regularizers import InitialNetwork, describe_method
+from experiments.regularizers import InitialNetwork, Regularizer, describe_method
 from experiments.tasks.base import SPLITS, Evaluator, Task
 from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Best, Checkpoints
@@ -123,7 +123,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             with catch_termination() as ends_at:
                 state, best = run.train(ends_at)
             wait_for_all("train")
-            result = _summarise(experiment, state, best, read_log(directory / LOG))
+            result = summarise(experiment, state, best, read_log(directory / LOG))
             checkpoints.finish()
         if is_first_process():
             write_result(directory, result)
@@ -152,13 +152,13 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
     placement = Placement(mesh, task.network_state_spec)
     num_steps = config.epochs * task.steps_per_epoch
     initial = functools.partial(_initial_network, task, placement, num_steps)
-    method = [part.at_start(initial) for part in config.method]
+    method = tuple(part.at_start(initial) for part in config.method)
     tx = make_optimizer(config.optimizer, num_steps, method)
     train_step = make_train_step(task, tx, method, config.on_divergence, placement)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
     evaluator = build_task(config, data).evaluator()
-    return Experiment(config, task, tx, train_step, evaluator, placement)
+    return Experiment(config, task, method, tx, train_step, evaluator, placement)
 
 
 def _initial_network(task: Task, placement: Placement, num_steps: int) -> InitialNetwork:
@@ -212,6 +212,7 @@ class Experiment:
     Attributes:
         config: The configuration.
         task: Data, network and loss.
+        method: The regularizers, as they are for this network and these data.
         tx: The optimizer.
         train_step: The jitted step.
         evaluator: Jitted evaluation.
@@ -220,6 +221,7 @@ class Experiment:
 
     config: TrainConfig
     task: Task
+    method: Sequence[Regularizer]
     tx: optax.GradientTransformationExtraArgs
     train_step: TrainStep
     evaluator: Evaluator
@@ -584,9 +586,20 @@ def _write(log: RunLog | None, step: int, row: Row) -> None:
         log.write(step, row)
 
 
-def _summarise(
+def summarise(
     experiment: Experiment, state: TrainState, best: Best | None, rows: Sequence[Row]
 ) -> dict[str, Any]:
+    """Measure what a run has come to.
+
+    Args:
+        experiment: What was trained.
+        state: The last state.
+        best: The best epoch, whose weights are reported instead; `None` for the last ones.
+        rows: The log.
+
+    Returns:
+        The result, as `train` returns it.
+    """
     config, task, evaluator = experiment.config, experiment.task, experiment.evaluator
     result: dict[str, Any] = {
         "name": config.name,

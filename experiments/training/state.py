@@ -53,7 +53,22 @@ def make_optimizer(
     Returns:
         The transformation of gradients.
     """
-    config = with_methods(config, method)
+    return build_optimizer(with_methods(config, method), num_steps, method)
+
+
+def build_optimizer(
+    config: OptimizerConfig, num_steps: int, method: Sequence[Regularizer] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer from settings that the methods have changed already.
+
+    Args:
+        config: What `with_methods` returned; learning rate and decay may be traced.
+        num_steps: As for `make_optimizer`.
+        method: As for `make_optimizer`.
+
+    Returns:
+        The transformation of gradients.
+    """
     schedule = make_schedule(config, num_steps // config.accumulate)
     tx = optax.chain(
         # The order is PyTorch's: the norm of the loss's gradient is clipped, not of the decay.

@@ -1,0 +1,307 @@
+"""Several runs of one experiment as one program: small networks do not fill a large device.
+
+The training step of `experiments.training.step` is mapped over the runs (`jax.vmap`). They may
+differ in their seeds and in numbers of the methods and of the optimizer; an epoch is one call.
+"""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from rich.console import Console
+
+from experiments.config import TrainConfig, to_json
+from experiments.data.corpus import Corpus
+from experiments.data.dataset import Dataset
+from experiments.errors import DivergedError, SettingError
+from experiments.models.convolution import convolution_as_product
+from experiments.regularizers import (
+    NSO,
+    SAM,
+    ConfidencePenalty,
+    Cutout,
+    LabelSmoothing,
+    Mixup,
+    SehtD,
+    SehtH,
+)
+from experiments.tasks.base import Metrics, Task
+from experiments.training.checkpoint import Checkpoints
+from experiments.training.divergence import find_bad_steps, remedies
+from experiments.training.logging import PER_SECOND, RunLog, add_run, make_progress, show
+from experiments.training.loop import (
+    CHECKPOINTS,
+    Experiment,
+    Row,
+    build_experiment,
+    summarise,
+)
+from experiments.training.run_directory import claim_run_directory, hold_run_directory, write_result
+from experiments.training.state import TrainState, build_optimizer, with_methods
+from experiments.training.step import make_train_step
+
+TOGETHER = "together"
+"""Figure of a result: how many runs shared the device. Its times say nothing of one run alone."""
+
+# Arguments of the program even where all runs have the same, so that a compilation that is kept for
+# some strengths serves for all.
+_STRENGTHS = frozenset(
+    {
+        (ConfidencePenalty, "weight"),
+        (Cutout, "size"),
+        (LabelSmoothing, "weight"),
+        (Mixup, "alpha"),
+        (NSO, "sigma"),
+        (SAM, "rho"),
+        (SehtD, "lam"),
+        (SehtH, "lam"),
+    }
+)
+
+_MAY_DIFFER = frozenset({"method", "optimizer.learning_rate", "optimizer.weight_decay"})
+
+Values: TypeAlias = dict[tuple[int | None, str], Any]
+"""Numbers in which runs differ, by the place of the method (`None`: the optimizer) and field."""
+
+_Settings = TypeVar("_Settings")
+
+
+def train_together(
+    configs: Sequence[TrainConfig], data: Dataset | Corpus, console: Console
+) -> list[dict[str, Any] | DivergedError]:
+    """Train networks side by side, each in its run directory, as `train` does one.
+
+    Only the state behind the last step is saved: where it is interrupted, all runs begin anew.
+
+    Args:
+        configs: The configurations. They may differ in seed, run directory, and numbers of the
+            methods and of the optimizer.
+        data: The data of all of them.
+        console: Where progress is shown.
+
+    Returns:
+        Of each run its result, or the error with which it diverged. Beside what `train` returns a
+        result has `TOGETHER`; its times are those of all runs, divided by their number.
+
+    Raises:
+        ConfigMismatchError: If a run directory belongs to another configuration.
+        RunningError: If another process is at one of the runs.
+        SettingError: If the configurations differ in more, or ask for what runs side by side can
+            not do.
+    """
+    _check_alike(configs)
+    experiments = _build(configs, data)
+    directories = [config.resolved_run_dir for config in configs]
+    settings = [
+        claim_run_directory(directory, config, data)
+        for directory, config in zip(directories, configs, strict=True)
+    ]
+    for directory in directories:
+        with hold_run_directory(directory):  # nobody is at it; what is written is written at once
+            pass
+    console.print(f"Training {len(configs)} runs together.", highlight=False)
+    states, rows, errors = _train(experiments, console)
+    outcomes: list[dict[str, Any] | DivergedError] = []
+    for i, experiment in enumerate(experiments):
+        state = jax.tree.map(lambda leaf, i=i: leaf[i], states._replace(step=None))
+        state = state._replace(step=states.step)
+        with hold_run_directory(directories[i]), RunLog(directories[i], resumed_at=0) as log:
+            for step, row in rows[i]:
+                log.write(step, row)
+            if errors[i] is not None:
+                outcomes.append(errors[i])
+                continue
+            place = directories[i] / CHECKPOINTS
+            with Checkpoints(place, settings=settings[i], keep=1) as checkpoints:
+                checkpoints.save(state)
+                checkpoints.finish()
+            result = summarise(experiment, state, None, [row for _, row in rows[i]])
+            result[TOGETHER] = len(configs)
+            write_result(directories[i], result)
+            outcomes.append(result)
+    return outcomes
+
+
+def _build(configs: Sequence[TrainConfig], data: Dataset | Corpus) -> list[Experiment]:
+    """Build what is trained, once for all runs that differ in their seed alone."""
+    built: dict[TrainConfig, Experiment] = {}
+    experiments = []
+    for config in configs:
+        shared = dataclasses.replace(config, seed=0, run_dir=None)
+        if shared not in built:
+            built[shared] = build_experiment(shared, data)
+        evaluator = next(iter(built.values())).evaluator  # compiled once
+        experiments.append(dataclasses.replace(built[shared], config=config, evaluator=evaluator))
+    return experiments
+
+
+def _check_alike(configs: Sequence[TrainConfig]) -> None:
+    """Check that configurations can be trained as one program.
+
+    Raises:
+        SettingError: If not.
+    """
+    for config in configs:
+        for name, value, wanted in (
+            ("reported", config.reported, "last"),
+            ("schedule", config.optimizer.schedule, "cosine"),
+            ("on-divergence", config.on_divergence, "stop"),
+        ):
+            if value != wanted:
+                raise SettingError(f"runs are trained together with --{name} {wanted} alone")
+    settings = [to_json(dataclasses.replace(config, seed=0, run_dir=None)) for config in configs]
+    differing = sorted(
+        name
+        for name in settings[0]
+        if any(each[name] != settings[0][name] for each in settings)
+        if name not in _MAY_DIFFER
+    )
+    if differing:
+        raise SettingError(
+            f"runs that are trained together must not differ in {', '.join(differing)}"
+        )
+
+
+def _train(
+    experiments: Sequence[Experiment], console: Console
+) -> tuple[TrainState, list[list[tuple[int, Row]]], list[DivergedError | None]]:
+    """Train to the last step; the states are stacked, with one step for all."""
+    first = experiments[0]
+    task, num_runs = first.task, len(experiments)
+    values = _stack_values(experiments)
+    run_epoch = _make_epoch(first)
+    states = [experiment.init(experiment.config.seed) for experiment in experiments]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    stacked = stacked._replace(step=states[0].step)
+    rows: list[list[tuple[int, Row]]] = [[] for _ in experiments]
+    errors: list[DivergedError | None] = [None] * num_runs
+    with make_progress(console) as progress:
+        shown = add_run(progress, "training", first.num_steps)
+        for epoch in range(first.config.epochs):
+            start = time.perf_counter()
+            orders = [task.epoch_order(state.key, epoch) for state in states]
+            order = jax.tree.map(lambda *leaves: jnp.stack(leaves), *orders)
+            stacked, metrics = run_epoch(stacked, task.train_data, order, values)
+            metrics = jax.device_get(metrics)
+            seconds = (time.perf_counter() - start) / num_runs
+            last_step = (epoch + 1) * first.steps_per_epoch
+            for i in range(num_runs):
+                if errors[i] is not None:
+                    continue
+                of_run = {name: each[:, i] for name, each in metrics.items()}
+                errors[i] = _look_for_divergence(of_run, last_step, first.config)
+                row = {name: float(np.mean(each)) for name, each in of_run.items()} | {
+                    "epoch": float(epoch + 1),
+                    "seconds": seconds,
+                    "step_time": seconds / first.steps_per_epoch,
+                    f"{task.unit}{PER_SECOND}": (
+                        task.units_per_step * first.steps_per_epoch / seconds
+                    ),
+                }
+                if errors[i] is None:
+                    rows[i].append((last_step, row))
+                    show(progress, shown, last_step, row)
+            if all(errors):
+                break
+    return stacked, rows, errors
+
+
+def _make_epoch(
+    experiment: Experiment,
+) -> Callable[[TrainState, PyTree, PyTree, Values], tuple[TrainState, Metrics]]:
+    """Build the jitted epoch of all runs: from stacked states to the next, and all metrics."""
+    task = _with_products(experiment.task)
+    optimizer = with_methods(experiment.config.optimizer, experiment.method)
+    parts = [
+        # Each run draws its own layers, and under vmap a switch computes all of its branches.
+        dataclasses.replace(part, num_branches=1) if isinstance(part, SehtD) else part
+        for part in experiment.method
+    ]
+
+    def step(
+        state: TrainState, data: PyTree, order: PyTree, values: Values
+    ) -> tuple[TrainState, Metrics]:
+        method = [_set(part, values, i) for i, part in enumerate(parts)]
+        tx = build_optimizer(_set(optimizer, values, None), experiment.num_steps, method)
+        return make_train_step(task, tx, method)(state, data, order)
+
+    # With one step for all, what depends on it alone stays a branch: under vmap, a condition that
+    # differs from run to run computes both sides.
+    runs = TrainState(params=0, network_state=0, opt_state=0, step=None, key=0)
+    steps = jax.vmap(step, in_axes=(runs, None, 0, 0))
+
+    @jax.jit
+    def run_epoch(
+        states: TrainState, data: PyTree, order: PyTree, values: Values
+    ) -> tuple[TrainState, Metrics]:
+        def one(states: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            following, metrics = steps(states, data, order, values)
+            return following._replace(step=states.step + 1), metrics
+
+        return jax.lax.scan(one, states, length=experiment.steps_per_epoch)
+
+    return run_epoch
+
+
+def _with_products(task: Task) -> Task:
+    """Let a network that convolves do so by matrix products, where it leaves that open."""
+    if "convolution" not in {field.name for field in dataclasses.fields(task.model)}:
+        return task
+    return dataclasses.replace(task, model=task.model.clone(convolution=convolution_as_product))
+
+
+def _stack_values(experiments: Sequence[Experiment]) -> Values:
+    """Collect the numbers in which the runs differ, one array of all runs for each.
+
+    Raises:
+        SettingError: If they differ in something else, or in what the network is built from.
+    """
+    first = experiments[0]
+    if any(each.task.model != first.task.model for each in experiments):
+        raise SettingError("runs that are trained together must have one network")
+    places: dict[int | None, list[Any]] = {
+        None: [with_methods(each.config.optimizer, each.method) for each in experiments]
+    }
+    for i in range(len(first.method)):
+        places[i] = [each.method[i] for each in experiments]
+    stacked: Values = {}
+    for place, settings in places.items():
+        if len({type(each) for each in settings}) > 1:
+            raise SettingError("runs that are trained together must have one method")
+        for field in dataclasses.fields(settings[0]):
+            of_runs = [getattr(each, field.name) for each in settings]
+            if (type(settings[0]), field.name) in _STRENGTHS or any(
+                each != of_runs[0] for each in of_runs
+            ):
+                dtype = jnp.int32 if all(isinstance(each, int) for each in of_runs) else jnp.float32
+                stacked[place, field.name] = jnp.asarray(of_runs, dtype)
+    return stacked
+
+
+def _set(settings: _Settings, values: Values, place: int | None) -> _Settings:
+    """Put traced numbers in the place of some fields, past the checks of their concrete values."""
+    changed = copy.copy(settings)
+    for (where, name), value in values.items():
+        if where == place:
+            object.__setattr__(changed, name, value)
+    return changed
+
+
+def _look_for_divergence(
+    metrics: Mapping[str, np.ndarray], last_step: int, config: TrainConfig
+) -> DivergedError | None:
+    """Look for the first step of an epoch with a metric that is no finite number."""
+    rows = [dict(zip(metrics, step, strict=True)) for step in zip(*metrics.values(), strict=True)]
+    bad = find_bad_steps(rows, first_step=last_step - len(rows) + 1)
+    if not bad:
+        return None
+    return DivergedError(
+        f"The run diverged at {bad[0]}; the steps up to {bad[0].step - 1} were finite. "
+        f"{remedies(config)}"
+    )
