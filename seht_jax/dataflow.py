@@ -70,6 +70,30 @@ def is_inexact(variable: core.Var) -> bool:
     return jnp.issubdtype(getattr(aval, "dtype", jnp.bool_), jnp.inexact)
 
 
+def scan_counts(equation: core.JaxprEqn) -> tuple[int, int]:
+    """Count the constants and the carried values among the inputs of a scan.
+
+    They have as many axes in the body as outside of it, the sequences one less. The equation's
+    parameters say it too, by names that differ between JAX 0.10 and 0.11.
+
+    Args:
+        equation: The scan.
+
+    Returns:
+        The number of constants, which come first, and that of carried values, which come next.
+    """
+    (body,) = core.jaxprs_in_params(equation.params)
+
+    def count_whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(
+            len(one.aval.shape) == len(other.aval.shape)
+            for one, other in zip(outside, inside, strict=True)
+        )
+
+    num_carry = count_whole(equation.outvars, body.outvars)
+    return count_whole(equation.invars, body.invars) - num_carry, num_carry
+
+
 def _flow_through(
     equation: core.JaxprEqn, inputs: list[int], visit: Visit, repetitions: int
 ) -> Sequence[int]:
@@ -77,8 +101,8 @@ def _flow_through(
     bodies = list(core.jaxprs_in_params(params))
     match equation.primitive:
         case primitives.scan_p:
-            first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-            inputs = _settled(bodies[0], inputs, first, last, visit)
+            num_consts, num_carry = scan_counts(equation)
+            inputs = _settled(bodies[0], inputs, num_consts, num_consts + num_carry, visit)
             return flow(bodies[0], inputs, visit, repetitions * params["length"])
         case primitives.while_p:
             inputs = inputs[params["cond_nconsts"] :]

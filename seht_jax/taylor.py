@@ -55,7 +55,7 @@ from jax.extend.core import primitives
 from jaxtyping import Array
 
 from seht_jax._compat import bind_equation, has_reference
-from seht_jax.dataflow import is_inexact
+from seht_jax.dataflow import is_inexact, scan_counts
 from seht_jax.jet import Jet, add
 from seht_jax.outputs import is_mark
 from seht_jax.products import multiply, multiply_to_first_order
@@ -387,8 +387,8 @@ def _while(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
 def _scan(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     params = equation.params
     inputs = _without_condition(inputs)
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
     body = params["jaxpr"]
+    num_consts, num_carry = scan_counts(equation)
     if params["length"] == 0:
         results = bind_equation(equation, [jet.value for jet in inputs])
         carry = inputs[num_consts : num_consts + num_carry]

@@ -20,7 +20,7 @@ from experiments.file_lock import owner_lock
 from experiments.study.carry_out import carry_out_and_record, plan_run
 from experiments.study.protocol import PROTOCOL, Protocol
 from experiments.study.records import read_records
-from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, plan_study
+from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, is_timed, plan_study
 from experiments.study.time_limit import TimeLimitError, expected_seconds
 from experiments.sweep.definition import Sweep
 from experiments.sweep.outcome import Outcome, RunFunction
@@ -60,7 +60,8 @@ class StudyConfig:
     longer, by the time that runs like it took."""
     together: int = 1
     """How many runs of one method are trained as one program, at most, which a GPU does in little
-    more time than one. Such runs have no times in their records."""
+    more time than one. Such runs have no times in their records; the last two seeds of the
+    finalists are trained alone, for theirs."""
     storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue that several of these commands share, as that of a sweep; by default study.db in
     the output directory."""
@@ -159,8 +160,10 @@ class _Worker:
             key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
         }
         if config.together > 1:
-            self._work_off_together(runs, planned)
-            return
+            alone = {key: run for key, run in runs.items() if is_timed(self.protocol, run)}
+            shared = {key: run for key, run in runs.items() if key not in alone}
+            self._work_off_together(shared, planned)
+            runs, planned = alone, {key: planned[key] for key in alone}
         keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
 
         def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:

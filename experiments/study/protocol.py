@@ -263,8 +263,8 @@ PROTOCOL = Protocol(
             "WikiText-2, LSTM",
             _LANGUAGE,
             {
-                "optimizer.learning_rate": (5.0, 10.0, 20.0),
-                "optimizer.weight_decay": (0.0, 1e-6, 1e-5),
+                "optimizer.learning_rate": (20.0, 40.0, 80.0),
+                "optimizer.weight_decay": (1e-5, 1e-4, 1e-3),
             },
             _FOR_EVERYTHING,
             margin=5.0,

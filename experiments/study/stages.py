@@ -29,6 +29,8 @@ TUNING = frozenset({"plain", "strengths"})
 
 NAME = "study"
 
+_TIMED_SEEDS = 2
+
 
 class StudyRun(NamedTuple):
     """One run of the study.
@@ -250,6 +252,20 @@ def time_ratio(
         if seed in times[method] and seed in times[PLAIN]
     ]
     return statistics.median(ratios) if ratios else None
+
+
+def is_timed(protocol: Protocol, run: StudyRun) -> bool:
+    """Tell whether a run must have its device for itself, so that its steps can be timed.
+
+    Args:
+        protocol: The protocol.
+        run: The run.
+
+    Returns:
+        Whether it is one of the last two seeds of a finalist: the time of a method is theirs, where
+        other runs are trained together.
+    """
+    return run.stage == "finalists" and run.config.seed in protocol.finalist_seeds[-_TIMED_SEEDS:]
 
 
 def with_method(setting: Setting, method: Method) -> TrainConfig:

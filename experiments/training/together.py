@@ -4,10 +4,12 @@ The training step of `experiments.training.step` is mapped over the runs (`jax.v
 differ in their seeds and in numbers of the methods and of the optimizer; an epoch is one call.
 """
 
+import contextlib
 import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.console import Console
 
-from experiments.config import TrainConfig, to_json
+from experiments.config import DevicesConfig, TrainConfig, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.errors import DivergedError, SettingError
@@ -42,7 +44,13 @@ from experiments.training.loop import (
     build_experiment,
     summarise,
 )
-from experiments.training.run_directory import claim_run_directory, hold_run_directory, write_result
+from experiments.training.run_directory import (
+    claim_run_directory,
+    hold_run_directory,
+    read_result,
+    record_start,
+    write_result,
+)
 from experiments.training.state import TrainState, build_optimizer, with_methods
 from experiments.training.step import make_train_step
 
@@ -96,36 +104,53 @@ def train_together(
             not do.
     """
     _check_alike(configs)
-    experiments = _build(configs, data)
     directories = [config.resolved_run_dir for config in configs]
     settings = [
         claim_run_directory(directory, config, data)
         for directory, config in zip(directories, configs, strict=True)
     ]
-    for directory in directories:
-        with hold_run_directory(directory):  # nobody is at it; what is written is written at once
-            pass
-    console.print(f"Training {len(configs)} runs together.", highlight=False)
-    states, rows, errors = _train(experiments, console)
-    outcomes: list[dict[str, Any] | DivergedError] = []
-    for i, experiment in enumerate(experiments):
-        state = jax.tree.map(lambda leaf, i=i: leaf[i], states._replace(step=None))
-        state = state._replace(step=states.step)
-        with hold_run_directory(directories[i]), RunLog(directories[i], resumed_at=0) as log:
-            for step, row in rows[i]:
-                log.write(step, row)
-            if errors[i] is not None:
-                outcomes.append(errors[i])
-                continue
-            place = directories[i] / CHECKPOINTS
-            with Checkpoints(place, settings=settings[i], keep=1) as checkpoints:
-                checkpoints.save(state)
-                checkpoints.finish()
-            result = summarise(experiment, state, None, [row for _, row in rows[i]])
-            result[TOGETHER] = len(configs)
-            write_result(directories[i], result)
-            outcomes.append(result)
+    outcomes: list[Any] = [*map(read_result, directories)]
+    new = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    with contextlib.ExitStack() as held:
+        for i in new:
+            held.enter_context(hold_run_directory(directories[i]))
+            record_start(directories[i])
+        if not new:
+            return outcomes
+        experiments = _build([configs[i] for i in new], data)
+        console.print(f"Training {len(new)} runs together.", highlight=False)
+        states, rows, errors = _train(experiments, console)
+        for k, i in enumerate(new):
+            outcomes[i] = errors[k] or _finish(
+                experiments[k], directories[i], settings[i], _state_of(states, k), rows[k], len(new)
+            )
     return outcomes
+
+
+def _state_of(states: TrainState, run: int) -> TrainState:
+    leaves = jax.tree.map(lambda leaf: leaf[run], states._replace(step=None))
+    return leaves._replace(step=states.step)
+
+
+def _finish(
+    experiment: Experiment,
+    directory: Path,
+    settings: Mapping[str, Any],
+    state: TrainState,
+    rows: Sequence[tuple[int, Row]],
+    num_runs: int,
+) -> dict[str, Any]:
+    """Write log, checkpoint and result of a run."""
+    with RunLog(directory, resumed_at=0) as log:
+        for step, row in rows:
+            log.write(step, row)
+    place = directory / CHECKPOINTS
+    with Checkpoints(place, settings=settings, keep=1) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.finish()
+    result = summarise(experiment, state, None, [row for _, row in rows]) | {TOGETHER: num_runs}
+    write_result(directory, result)
+    return result
 
 
 def _build(configs: Sequence[TrainConfig], data: Dataset | Corpus) -> list[Experiment]:
@@ -147,6 +172,8 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
     Raises:
         SettingError: If not.
     """
+    if any(config.devices != DevicesConfig() for config in configs):
+        raise SettingError("runs that are trained together are not spread over devices")
     for config in configs:
         for name, value, wanted in (
             ("reported", config.reported, "last"),
@@ -155,6 +182,8 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
         ):
             if value != wanted:
                 raise SettingError(f"runs are trained together with --{name} {wanted} alone")
+    if len({tuple(map(type, config.method)) for config in configs}) > 1:
+        raise SettingError("runs that are trained together must have one method")
     settings = [to_json(dataclasses.replace(config, seed=0, run_dir=None)) for config in configs]
     differing = sorted(
         name
@@ -206,9 +235,12 @@ def _train(
                 }
                 if errors[i] is None:
                     rows[i].append((last_step, row))
-                    show(progress, shown, last_step, row)
             if all(errors):
                 break
+            newest = next(
+                of_run[-1][1] for of_run, error in zip(rows, errors, strict=True) if error is None
+            )
+            show(progress, shown, last_step, newest | {"step_time": num_runs * newest["step_time"]})
     return stacked, rows, errors
 
 
@@ -260,7 +292,7 @@ def _stack_values(experiments: Sequence[Experiment]) -> Values:
     """Collect the numbers in which the runs differ, one array of all runs for each.
 
     Raises:
-        SettingError: If they differ in something else, or in what the network is built from.
+        SettingError: If their methods make different networks.
     """
     first = experiments[0]
     if any(each.task.model != first.task.model for each in experiments):
@@ -272,8 +304,6 @@ def _stack_values(experiments: Sequence[Experiment]) -> Values:
         places[i] = [each.method[i] for each in experiments]
     stacked: Values = {}
     for place, settings in places.items():
-        if len({type(each) for each in settings}) > 1:
-            raise SettingError("runs that are trained together must have one method")
         for field in dataclasses.fields(settings[0]):
             of_runs = [getattr(each, field.name) for each in settings]
             if (type(settings[0]), field.name) in _STRENGTHS or any(

@@ -1,6 +1,8 @@
 """The command: what it runs, what it does not run again, when it ends."""
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import subprocess
 import sys
@@ -16,11 +18,14 @@ from experiments.errors import (
     ExperimentError,
     SettingError,
 )
+from experiments.study import command
 from experiments.study.command import StudyConfig
 from experiments.study.records import append_record, read_records
 from experiments.study.report import write_study_report
 from experiments.study.stages import TUNING, plan_stage
 from experiments.training.loop import train
+from experiments.training.run_directory import write_result
+from experiments.training.together import TOGETHER
 
 pytestmark = pytest.mark.usefixtures("no_measurement")
 
@@ -171,15 +176,67 @@ def test_an_interrupted_run_is_the_next_one(place):
 @pytest.mark.slow
 def test_two_processes_share_the_work(place):
     output_dir, records = place
-    command = [sys.executable, study_worker.__file__, str(output_dir), str(records)]
+    arguments = [sys.executable, study_worker.__file__, str(output_dir), str(records)]
     root = Path(study_worker.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-    workers = [subprocess.Popen(command, cwd=root, env=environment) for _ in range(2)]
+    workers = [subprocess.Popen(arguments, cwd=root, env=environment) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
     assert len(read_records(records)) == sum(NUM_RUNS.values())
     runs = begun(output_dir)
     assert len({run for run, _ in runs}) == len(runs) == sum(NUM_RUNS.values())
     assert len({process for _, process in runs}) == 2
+
+
+@pytest.fixture
+def trained_together(monkeypatch):
+    """Let nothing be trained; the runs of each call."""
+    calls = []
+
+    def train_together(configs, data, console):
+        calls.append([config.resolved_run_dir for config in configs])
+        configs[0].resolved_run_dir.parent.mkdir(parents=True, exist_ok=True)
+        results = [fake_run(config, console) | {TOGETHER: len(configs)} for config in configs]
+        for config, result in zip(configs, results, strict=True):
+            write_result(config.resolved_run_dir, result)
+        return results
+
+    monkeypatch.setattr(command, "train_together", train_together)
+    return calls
+
+
+def test_runs_of_one_method_are_trained_together(place, trained_together):
+    output_dir, records = place
+    work(output_dir, records, together=3)
+    done = read_records(records)
+    assert len(done) == len(begun(output_dir)) == sum(NUM_RUNS.values())
+    assert max(map(len, trained_together)) == 3
+    for directories in trained_together:
+        rows = {directory.relative_to(output_dir).parts[1] for directory in directories}
+        assert len(rows) == 1
+    together = {str(each.relative_to(output_dir)) for call in trained_together for each in call}
+    for run, record in done.items():
+        assert (TOGETHER in record.figures) == (run in together)
+        for name in ("seconds", "training_seconds", "median_step_time"):
+            assert (name in record.figures) == (run not in together)
+    alone = {(record.stage, record.seed) for run, record in done.items() if run not in together}
+    assert alone == {("finalists", 1), ("finalists", 2)}
+
+
+def test_a_method_that_another_process_is_at_is_left_to_it(place, trained_together):
+    output_dir, records = place
+    output_dir.mkdir(parents=True)
+    with owner_lock_of_another_process(output_dir / "plain-digits-plain.lock"):
+        work(output_dir, records, stages=("plain",), together=4, time_limit=0.02)
+    assert not trained_together
+    work(output_dir, records, stages=("plain",), together=4)
+    assert len(read_records(records)) == NUM_RUNS["plain"]
+
+
+@contextlib.contextmanager
+def owner_lock_of_another_process(path):
+    with path.open("a+") as file:  # another open file is what another process has
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.mark.long
@@ -225,6 +282,7 @@ def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, m
     [
         ({"stages": ()}, "--stages must name at least one"),
         ({"settings": ()}, "--settings must name at least one"),
+        ({"together": 0}, "--together must be at least 1, not 0"),
         ({"time_limit": 0.0}, "--time-limit must be above 0, not 0.0"),
     ],
 )
