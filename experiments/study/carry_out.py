@@ -2,19 +2,27 @@
 
 import dataclasses
 import datetime as dt
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from experiments.analyse.trained import load_network, load_run_data, read_finished_run
+from experiments.analyse.trained import (
+    TrainedNetwork,
+    load_network,
+    load_run_data,
+    read_finished_run,
+)
+from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
+from experiments.data.load import load_data
 from experiments.environment import describe_environment
-from experiments.study.measure import measure_network
+from experiments.study.measure import prepare_measurement
 from experiments.study.protocol import Measurement
 from experiments.study.records import Record, append_record
 from experiments.study.stages import TUNING, StudyRun, check_run_settings
@@ -92,7 +100,7 @@ def carry_out_and_record(
         divergence = no_better_than_chance(figures, data)
         if run.stage not in TUNING and not divergence:
             console.print("Measuring the trained network.")
-            figures |= _measure(planned, data, measurement, console)
+            figures |= _measure(planned.config, data, measurement, console)
         if TOGETHER not in figures:
             # The part of a run before an interruption is in the training's own seconds.
             seconds = time.perf_counter() - start
@@ -165,15 +173,30 @@ def no_better_than_chance(figures: Mapping[str, float], data: Dataset | Corpus) 
 
 
 def _measure(
-    planned: PlannedRun, data: Dataset | Corpus, measurement: Measurement, console: Console
+    config: TrainConfig, data: Dataset | Corpus, measurement: Measurement, console: Console
 ) -> dict[str, float]:
     def warn(message: str) -> None:
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    config = planned.config
     finished = read_finished_run(config.resolved_run_dir, config.data.data_dir)
-    network = load_network(finished, data, warn)
-    return measure_network(build_task(config, data), data, network, measurement)
+    measure = _measurement_of(_without_training(config), measurement)
+    return measure(load_network(finished, data, warn))
+
+
+@functools.lru_cache(maxsize=1)
+def _measurement_of(
+    config: TrainConfig, measurement: Measurement
+) -> Callable[[TrainedNetwork], dict[str, float]]:
+    """Prepare a measurement, unless the network that was measured last had the same."""
+    data = load_data(config.data)
+    return prepare_measurement(build_task(config, data), data, measurement)
+
+
+def _without_training(config: TrainConfig) -> TrainConfig:
+    """Leave data, network and size of a batch."""
+    return TrainConfig(
+        data=config.data, model=config.model, method=(), batch_size=config.batch_size
+    )
 
 
 def _environment() -> dict[str, Any]:

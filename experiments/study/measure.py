@@ -21,56 +21,55 @@ from seht_jax.curvature import Curvature
 _EIGENVALUE, _TRACES = range(2)
 
 
-def measure_network(
-    task: Task, data: Dataset | Corpus, network: TrainedNetwork, config: Measurement
-) -> dict[str, float]:
-    """Measure a network.
+def prepare_measurement(
+    task: Task, data: Dataset | Corpus, config: Measurement
+) -> Callable[[TrainedNetwork], dict[str, float]]:
+    """Prepare the measurement of networks; what it compiles serves for all of them.
 
     Args:
         task: Data and network, without the methods.
         data: The data.
-        network: The weights.
         config: On how much, and how precisely.
 
     Returns:
-        Figures by name: ``calibration_error`` on the test data; of the mean cross-entropy of the
-        first training examples, in evaluation mode, ``hessian_trace`` and ``gauss_newton_trace``
-        with their ``_standard_error``, ``relative_trace`` likewise (see `root_mean_squares`) and
-        ``top_eigenvalue`` of the Hessian; and ``params_norm``.
+        A function from weights to figures by name: ``calibration_error`` on the test data; of the
+        mean cross-entropy of the first training examples, in evaluation mode, ``hessian_trace`` and
+        ``gauss_newton_trace`` with their ``_standard_error``, ``relative_trace`` likewise (see
+        `root_mean_squares`) and ``top_eigenvalue`` of the Hessian; and ``params_norm``.
     """
-    confidences, hits = task.evaluator().confidences(
-        network.params, network.network_state, data.test
-    )
+    evaluator = task.evaluator()
+    batches = _batches(task.examples(config.examples), config.batch_size)
+    top_eigenvalue = _top_eigenvalue(task, config)
+    curvatures: tuple[Curvature, ...] = ("hessian", "gauss_newton")
+    estimators = {each: trace_estimator(task.evaluation_loss, each) for each in curvatures}
     keys = [
         # With JAX's default generator most of the compilation would be that of random numbers.
         jax.random.fold_in(jax.random.key(0, impl="rbg"), stream)
         for stream in (_EIGENVALUE, _TRACES)
     ]
-    figures = {
-        "calibration_error": calibration_error(confidences, hits, config.calibration_bins),
-        "top_eigenvalue": _top_eigenvalue(task, network, config, keys[_EIGENVALUE]),
-        "params_norm": float(optax.tree.norm(network.params)),
-    }
-    examples = task.examples(config.examples)
-    ones = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), network.params)
-    traces: tuple[tuple[str, Curvature, PyTree], ...] = (
-        ("hessian_trace", "hessian", ones),
-        ("gauss_newton_trace", "gauss_newton", ones),
-        ("relative_trace", "gauss_newton", root_mean_squares(network.params)),
-    )
-    curvatures: tuple[Curvature, ...] = ("hessian", "gauss_newton")
-    estimators = {each: trace_estimator(task.evaluation_loss, each) for each in curvatures}
-    for name, curvature, scales in traces:
-        found = estimators[curvature](
-            keys[_TRACES],
-            config.trace_probes,
-            network.params,
-            scales,
-            _batches(examples, config.batch_size),
-            network.network_state,
+
+    def measure(network: TrainedNetwork) -> dict[str, float]:
+        params, network_state = network
+        confidences, hits = evaluator.confidences(params, network_state, data.test)
+        figures = {
+            "calibration_error": calibration_error(confidences, hits, config.calibration_bins),
+            "top_eigenvalue": top_eigenvalue(params, network_state, keys[_EIGENVALUE]),
+            "params_norm": float(optax.tree.norm(params)),
+        }
+        ones = jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params)
+        traces: tuple[tuple[str, Curvature, PyTree], ...] = (
+            ("hessian_trace", "hessian", ones),
+            ("gauss_newton_trace", "gauss_newton", ones),
+            ("relative_trace", "gauss_newton", root_mean_squares(params)),
         )
-        figures |= {name: found.mean, f"{name}_standard_error": found.standard_error}
-    return figures
+        for name, curvature, scales in traces:
+            found = estimators[curvature](
+                keys[_TRACES], config.trace_probes, params, scales, batches, network_state
+            )
+            figures |= {name: found.mean, f"{name}_standard_error": found.standard_error}
+        return figures
+
+    return measure
 
 
 def calibration_error(confidences: np.ndarray, hits: np.ndarray, num_bins: int) -> float:
@@ -176,17 +175,21 @@ def trace_estimator(
 
 
 def _top_eigenvalue(
-    task: Task, network: TrainedNetwork, config: Measurement, key: PRNGKeyArray
-) -> float:
+    task: Task, config: Measurement
+) -> Callable[[PyTree, PyTree, PRNGKeyArray], float]:
     examples = task.examples(config.eigenvalue_examples)
     batch_size = min(config.batch_size, len(jax.tree.leaves(examples)[0]))
-    pairs = extreme_eigenpairs(
-        seht.mean_over_batches(task.evaluation_loss, batch_size),
-        key,
-        num_products=config.eigenvalue_products,
-    )
-    found = jax.jit(pairs)(network.params, examples, network.network_state)
-    return float(found.largest.values[0])
+    loss_fn = seht.mean_over_batches(task.evaluation_loss, batch_size)
+
+    @jax.jit
+    def largest(params: PyTree, network_state: PyTree, key: PRNGKeyArray) -> jax.Array:
+        pairs = extreme_eigenpairs(loss_fn, key, num_products=config.eigenvalue_products)
+        return pairs(params, examples, network_state).largest.values[0]
+
+    def top_eigenvalue(params: PyTree, network_state: PyTree, key: PRNGKeyArray) -> float:
+        return float(largest(params, network_state, key))
+
+    return top_eigenvalue
 
 
 def _batches(examples: PyTree, batch_size: int) -> list[PyTree]:

@@ -15,7 +15,7 @@ from experiments.config import LanguageModelConfig, TextConfig
 from experiments.data.load import load_data
 from experiments.study.measure import (
     calibration_error,
-    measure_network,
+    prepare_measurement,
     root_mean_squares,
     trace_estimator,
 )
@@ -114,7 +114,7 @@ def test_all_figures_are_measured(kind, digits):
         data = load_data(config.data)
     task = build_task(config, data)
     params, state = task.init(jax.random.key(0))
-    figures = measure_network(task, data, TrainedNetwork(params, state), MEASUREMENT)
+    figures = prepare_measurement(task, data, MEASUREMENT)(TrainedNetwork(params, state))
     assert all(np.isfinite(value) for value in figures.values())
     assert figures["params_norm"] == pytest.approx(float(optax.tree.norm(params)))
     assert figures["gauss_newton_trace"] > 0
