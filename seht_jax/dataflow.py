@@ -84,9 +84,12 @@ def scan_counts(equation: core.JaxprEqn) -> tuple[int, int]:
     """
     (body,) = core.jaxprs_in_params(equation.params)
 
+    def num_axes(aval: Any) -> int:
+        return len(getattr(aval, "shape", ()))  # a token has none
+
     def count_whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
         return sum(
-            len(one.aval.shape) == len(other.aval.shape)
+            num_axes(one.aval) == num_axes(other.aval)
             for one, other in zip(outside, inside, strict=True)
         )
 

@@ -29,8 +29,8 @@ from experiments.study.stages import TUNING, StudyRun, check_run_settings
 from experiments.sweep.outcome import Outcome, RunFunction, carry_out
 from experiments.sweep.plan import PlannedRun
 from experiments.tasks.build import build_task
+from experiments.training.logging import TOGETHER
 from experiments.training.run_directory import read_settings
-from experiments.training.together import TOGETHER
 
 _FIGURES = ("steps", "epochs", "best_epoch")
 _TIMES = ("training_seconds", "median_step_time")

@@ -23,13 +23,13 @@ from experiments.study.records import read_records
 from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, is_timed, plan_study
 from experiments.study.time_limit import TimeLimitError, expected_seconds
 from experiments.sweep.definition import Sweep
-from experiments.sweep.outcome import Outcome, RunFunction
+from experiments.sweep.outcome import Outcome, RunFunction, read_outcome
 from experiments.sweep.plan import PlannedRun
 from experiments.sweep.queue import RunQueue
 from experiments.sweep.storage_url import parse_storage_url, sqlite_url
 from experiments.sweep.worker import work
 from experiments.training.loop import train
-from experiments.training.together import train_together
+from experiments.training.together import is_begun_alone, train_together
 
 SETTINGS = tuple(setting.name for setting in PROTOCOL.settings)
 
@@ -61,7 +61,7 @@ class StudyConfig:
     together: int = 1
     """How many runs of one method are trained as one program, at most, which a GPU does in little
     more time than one. Such runs have no times in their records; the last two seeds of the
-    finalists are trained alone, for theirs."""
+    finalists, which are timed, are left to commands with 1."""
     storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue that several of these commands share, as that of a sweep; by default study.db in
     the output directory."""
@@ -104,8 +104,8 @@ def run_study(
     _keep_compiled_programs(config.output_dir)
     try:
         for stage in STAGES:
-            if stage in config.stages:
-                worker.work_off(stage)
+            if stage in config.stages and not worker.work_off(stage):
+                return
     except TimeLimitError as end:
         worker.say(f"{end} The same command goes on.")
         return
@@ -137,8 +137,11 @@ class _Worker:
     deadline: float | None
     commit: str | None
 
-    def work_off(self, stage: str) -> None:
+    def work_off(self, stage: str) -> bool:
         """Carry out the runs of a stage, in all settings, that have no record.
+
+        Returns:
+            Whether all of them have one now.
 
         Raises:
             ExperimentError: If the stage can not be planned yet, or the storage says of runs
@@ -154,16 +157,11 @@ class _Worker:
         total = sum(len(plan.runs) for plan in chosen)
         self.say(f"Stage {stage}: {total - len(missing)} of {total} runs are recorded.")
         if not missing:
-            return
+            return True
         runs = {run.key: run for run in missing}
         planned = {
             key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
         }
-        if config.together > 1:
-            alone = {key: run for key, run in runs.items() if is_timed(self.protocol, run)}
-            shared = {key: run for key, run in runs.items() if key not in alone}
-            self._work_off_together(shared, planned)
-            runs, planned = alone, {key: planned[key] for key in alone}
         keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
 
         def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:
@@ -185,6 +183,9 @@ class _Worker:
             _as_sweep(plans),
             list(planned.values()),
         )
+        if config.together > 1:
+            runs = self._work_off_together(runs, planned)
+            return not runs
         work(
             queue,
             "validation_loss",
@@ -194,28 +195,49 @@ class _Worker:
             wait=self._wait,
         )
         self._check_recorded(stage, runs)
+        return True
 
     def _work_off_together(
         self, runs: Mapping[str, StudyRun], planned: Mapping[str, PlannedRun]
-    ) -> None:
+    ) -> dict[str, StudyRun]:
         """Carry out runs of one method as one program; other processes take other methods.
+
+        Returns:
+            The runs that are left to commands without ``--together``: those whose steps are to be
+            timed, and those that were begun by themselves.
 
         Raises:
             TimeLimitError: If the time is over.
         """
-        while missing := self._without_record(runs):
-            rows = {_row_of(key) for key in missing}
+        left = {
+            key: run
+            for key, run in runs.items()
+            if is_timed(self.protocol, run) or is_begun_alone(planned[key].config.resolved_run_dir)
+        }
+        shared = {key: run for key, run in runs.items() if key not in left}
+        while missing := self._without_record(shared):
             taken = 0
-            for row in sorted(rows):
-                with contextlib.suppress(BlockingIOError), self._hold(row):
+            for row in sorted({_row_of(key) for key in missing}):
+                with contextlib.ExitStack() as held:
+                    try:
+                        held.enter_context(self._hold(row))
+                    except BlockingIOError:
+                        continue
                     taken += 1
-                    of_row = [key for key in self._without_record(runs) if _row_of(key) == row]
+                    of_row = [key for key in self._without_record(shared) if _row_of(key) == row]
                     size = self.config.together
                     for start in range(0, len(of_row), size):
                         keys = of_row[start : start + size]
-                        self._train_together([runs[key] for key in keys], planned)
+                        self._train_together([shared[key] for key in keys], planned)
             if not taken:
                 self._wait(_WAIT)
+        left = {key: left[key] for key in self._without_record(left)}
+        if left:
+            self.say(
+                f"{len(left)} runs are left to the same command without --together, as they are to "
+                "be timed or were begun by themselves; give them a core, or a GPU, each."
+            )
+        return left
 
     def _train_together(self, runs: Sequence[StudyRun], planned: Mapping[str, PlannedRun]) -> None:
         """Train runs as one program, and record them.
@@ -226,17 +248,22 @@ class _Worker:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise TimeLimitError(f"The time is over, and {runs[0].key} is not begun.")
         configs = [planned[run.key].config for run in runs]
-        self.say(f"{runs[0].key} and {len(runs) - 1} more.")
+        self.say("\n".join(run.key for run in runs))
         data = load_data(configs[0].data)
-        outcomes = train_together(configs, data, self.console)
-        for run, outcome in zip(runs, outcomes, strict=True):
+        # What diverged before, and lost its record, is not trained again.
+        new = [config for config in configs if read_outcome(config.resolved_run_dir) is None]
+        outcomes = train_together(new, data, self.console) if new else []
+        by_directory = {
+            config.resolved_run_dir: outcome for config, outcome in zip(new, outcomes, strict=True)
+        }
+        for run, config in zip(runs, configs, strict=True):
             carry_out_and_record(
                 run,
                 planned[run.key],
                 self.protocol.measurement,
                 self.config.records,
                 self.commit,
-                functools.partial(_give, outcome),
+                functools.partial(_give, by_directory.get(config.resolved_run_dir)),
                 self.console,
                 data,
             )
@@ -323,7 +350,7 @@ def _row_of(key: str) -> str:
     return key.split("/")[1]
 
 
-def _give(outcome: dict[str, Any] | DivergedError, *_: Any) -> dict[str, Any]:
+def _give(outcome: Any, *_: Any) -> dict[str, Any]:
     """Return what came of a run that was trained before, as a `RunFunction` does.
 
     Raises:

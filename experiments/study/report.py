@@ -126,12 +126,12 @@ def _tested(
     if "finalists" in plans:
         finalists = plans["finalists"]
         tables += [
-            finalists_table(protocol, setting, finalists, records),
+            finalists_table(setting, finalists, records),
             differences_table(setting, finalists, records),
             rival_table(protocol, setting, finalists, records),
         ]
     if "equal-time" in plans:
-        tables.append(equal_time_table(protocol, setting, plans, records))
+        tables.append(equal_time_table(setting, plans, records))
     if "conditions" in plans:
         tables.append(conditions_table(setting, plans["conditions"], records))
     return [table for table in tables if table.lines]

@@ -226,30 +226,29 @@ def choose_finalists(
     ]
 
 
-def time_ratio(
-    protocol: Protocol, setting: Setting, method: str, records: Mapping[str, Record]
-) -> float | None:
+def time_ratio(setting: Setting, method: str, records: Mapping[str, Record]) -> float | None:
     """Compare the step times of a finalist with plain training's.
 
     Args:
-        protocol: The protocol.
         setting: The setting.
         method: Label of the finalist.
         records: Those of the stage ``finalists``, some of which may be missing.
 
     Returns:
-        The median over the seeds of the ratio of the median step times; `None` if no seed has both.
+        The median over the seeds of the ratio of the median step times, of runs on one kind of
+        device; `None` if no seed has both.
     """
-    times: dict[str, dict[int, float]] = {method: {}, PLAIN: {}}
+    times: dict[str, dict[tuple[int, str], float]] = {method: {}, PLAIN: {}}
     for record in records.values():
         is_wanted = (record.stage, record.setting) == ("finalists", setting.name)
         step_time = record.figures.get("median_step_time")
         if is_wanted and record.method in times and step_time is not None:
-            times[record.method][record.seed] = step_time
+            device = str(record.environment.get("device"))
+            times[record.method][record.seed, device] = step_time
     ratios = [
-        times[method][seed] / times[PLAIN][seed]
-        for seed in protocol.finalist_seeds
-        if seed in times[method] and seed in times[PLAIN]
+        step_time / times[PLAIN][run]
+        for run, step_time in times[method].items()
+        if run in times[PLAIN]
     ]
     return statistics.median(ratios) if ratios else None
 
@@ -394,7 +393,7 @@ def _equal_time(
 ) -> list[_Group]:
     groups = []
     for finalist in choose_finalists(protocol, setting, records):
-        ratio = time_ratio(protocol, setting, finalist.label, records)
+        ratio = time_ratio(setting, finalist.label, records)
         epochs = setting.base.epochs if ratio is None else round(setting.base.epochs / ratio)
         if epochs < 1:
             raise ExperimentError(

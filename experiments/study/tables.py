@@ -178,13 +178,10 @@ def tuning_table(
     )
 
 
-def finalists_table(
-    protocol: Protocol, setting: Setting, plan: StagePlan, records: Mapping[str, Record]
-) -> Table:
+def finalists_table(setting: Setting, plan: StagePlan, records: Mapping[str, Record]) -> Table:
     """Lay out the finalists on test data.
 
     Args:
-        protocol: The protocol.
         setting: The setting.
         plan: The stage.
         records: The records, by run.
@@ -201,7 +198,7 @@ def finalists_table(
     ]
     lines = []
     for method, there in _by_method(plan, records).items():
-        ratio = time_ratio(protocol, setting, method, records)
+        ratio = time_ratio(setting, method, records)
         cells = [
             show(
                 estimate(there, figure.name),
@@ -286,10 +283,10 @@ def rival_table(
             for each in found.values()
         ]
     )
-    rival_ratio = time_ratio(protocol, setting, protocol.rival, records)
+    rival_ratio = time_ratio(setting, protocol.rival, records)
     lines = []
     for (method, difference), p_value in zip(found.items(), p_values, strict=True):
-        ratio = time_ratio(protocol, setting, method, records)
+        ratio = time_ratio(setting, method, records)
         loss = paired_difference(methods[method], rival, _TEST_LOSS.name)
         lines.append(
             [
@@ -325,7 +322,6 @@ def rival_table(
 
 
 def equal_time_table(
-    protocol: Protocol,
     setting: Setting,
     plans: Mapping[str, StagePlan],
     records: Mapping[str, Record],
@@ -333,7 +329,6 @@ def equal_time_table(
     """Compare the dearer finalists, in as many epochs as take plain training's time.
 
     Args:
-        protocol: The protocol.
         setting: The setting.
         plans: Its stages, by name.
         records: The records, by run.
@@ -347,7 +342,7 @@ def equal_time_table(
     compared = []
     for method, there in _by_method(plan, records).items():
         epochs = there[0].values["epochs"]
-        ratio = time_ratio(protocol, setting, method, records)
+        ratio = time_ratio(setting, method, records)
         time = NOTHING if ratio is None else f"{ratio * epochs / setting.base.epochs:.2f}"
         compared.append(((method, str(epochs), time), there, plain))
     dearer = {PLAIN, *(run.method for run in plan.runs)}

@@ -39,6 +39,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 _MISSING = "–"
 _WIDE = 105  # columns, from which all numbers have their place
+TOGETHER = "together"
+"""Column of a log, and figure of a result: how many runs shared the device. The times of such runs
+are those of all, divided by their number, and say nothing of one run alone."""
+
 _FIELDS = {"step": int, "epoch": float, "seconds": float, "step_time": float}
 
 

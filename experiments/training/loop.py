@@ -38,6 +38,7 @@ from experiments.training.divergence import SKIPPED_IN_A_ROW, find_bad_steps, re
 from experiments.training.logging import (
     LOG,
     PER_SECOND,
+    TOGETHER,
     RunLog,
     add_run,
     make_progress,
@@ -610,6 +611,8 @@ def summarise(
         "training_seconds": sum(row["seconds"] for row in rows),
         "median_step_time": float(np.median([row["step_time"] for row in rows])),
     }
+    if TOGETHER in rows[-1]:
+        result[TOGETHER] = int(rows[-1][TOGETHER])
     if config.on_divergence == "skip":
         result["skipped_steps"] = int(sum(row["skipped_steps"] for row in rows))
     if config.on_divergence == "restore":

@@ -18,10 +18,10 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.console import Console
 
-from experiments.config import DevicesConfig, TrainConfig, to_json
+from experiments.config import DevicesConfig, OptimizerConfig, TrainConfig, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
-from experiments.errors import DivergedError, SettingError
+from experiments.errors import DivergedError, ExperimentError, SettingError, option
 from experiments.models.convolution import convolution_as_product
 from experiments.regularizers import (
     NSO,
@@ -36,7 +36,16 @@ from experiments.regularizers import (
 from experiments.tasks.base import Metrics, Task
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.divergence import find_bad_steps, remedies
-from experiments.training.logging import PER_SECOND, RunLog, add_run, make_progress, show
+from experiments.training.logging import (
+    LOG,
+    PER_SECOND,
+    TOGETHER,
+    RunLog,
+    add_run,
+    make_progress,
+    read_log,
+    show,
+)
 from experiments.training.loop import (
     CHECKPOINTS,
     Experiment,
@@ -54,11 +63,8 @@ from experiments.training.run_directory import (
 from experiments.training.state import TrainState, build_optimizer, with_methods
 from experiments.training.step import make_train_step
 
-TOGETHER = "together"
-"""Figure of a result: how many runs shared the device. Its times say nothing of one run alone."""
-
-# Arguments of the program even where all runs have the same, so that a compilation that is kept for
-# some strengths serves for all.
+# Arguments of the program, even where all runs have the same, so that a compilation that is kept
+# for some strengths serves for all.
 _STRENGTHS = frozenset(
     {
         (ConfidencePenalty, "weight"),
@@ -66,6 +72,8 @@ _STRENGTHS = frozenset(
         (LabelSmoothing, "weight"),
         (Mixup, "alpha"),
         (NSO, "sigma"),
+        (OptimizerConfig, "learning_rate"),
+        (OptimizerConfig, "weight_decay"),
         (SAM, "rho"),
         (SehtD, "lam"),
         (SehtH, "lam"),
@@ -74,8 +82,10 @@ _STRENGTHS = frozenset(
 
 _MAY_DIFFER = frozenset({"method", "optimizer.learning_rate", "optimizer.weight_decay"})
 
-Values: TypeAlias = dict[tuple[int | None, str], Any]
-"""Numbers in which runs differ, by the place of the method (`None`: the optimizer) and field."""
+_OPTIMIZER = -1
+
+Values: TypeAlias = dict[tuple[int, str], Any]
+"""Numbers in which runs may differ, by the place of the method, or `_OPTIMIZER`, and the field."""
 
 _Settings = TypeVar("_Settings")
 
@@ -85,46 +95,82 @@ def train_together(
 ) -> list[dict[str, Any] | DivergedError]:
     """Train networks side by side, each in its run directory, as `train` does one.
 
-    Only the state behind the last step is saved: where it is interrupted, all runs begin anew.
+    Products are in full float32 on every device. The log has a row for each epoch, without figures
+    of the validation data, and only the state behind the last step is saved: where it is
+    interrupted, all runs begin anew.
 
     Args:
-        configs: The configurations. They may differ in seed, run directory, and numbers of the
-            methods and of the optimizer.
+        configs: The configurations. They may differ in seed, run directory, learning rate, weight
+            decay, and strength of the method.
         data: The data of all of them.
         console: Where progress is shown.
 
     Returns:
-        Of each run its result, or the error with which it diverged. Beside what `train` returns a
-        result has `TOGETHER`; its times are those of all runs, divided by their number.
+        Of each run its result, which has `TOGETHER` besides, or the error with which it diverged.
 
     Raises:
         ConfigMismatchError: If a run directory belongs to another configuration.
+        ExperimentError: If a method can not work on the network, or a directory has checkpoints of
+            a run that was begun by itself.
+        OSError: If a log or a checkpoint can not be written.
         RunningError: If another process is at one of the runs.
-        SettingError: If the configurations differ in more, or ask for what runs side by side can
-            not do.
+        SettingError: If the configurations differ in more, do not fit the data, or ask for what
+            runs side by side can not do.
     """
     _check_alike(configs)
+    experiments = _build(configs, data)
+    values = _stack_values(experiments)
     directories = [config.resolved_run_dir for config in configs]
-    settings = [
-        claim_run_directory(directory, config, data)
-        for directory, config in zip(directories, configs, strict=True)
-    ]
-    outcomes: list[Any] = [*map(read_result, directories)]
-    new = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, jax.default_matmul_precision("highest"):
+        settings = []
+        for directory, config in zip(directories, configs, strict=True):
+            settings.append(claim_run_directory(directory, config, data))
+            held.enter_context(hold_run_directory(directory))
+        outcomes: list[Any] = [*map(read_result, directories)]
+        new = [i for i, outcome in enumerate(outcomes) if outcome is None]
         for i in new:
-            held.enter_context(hold_run_directory(directories[i]))
+            _check_not_begun(directories[i])
             record_start(directories[i])
         if not new:
             return outcomes
-        experiments = _build([configs[i] for i in new], data)
-        console.print(f"Training {len(new)} runs together.", highlight=False)
-        states, rows, errors = _train(experiments, console)
+        console.print(f"Training together: {len(new)} runs.", highlight=False)
+        states, rows, errors = _train(
+            [experiments[i] for i in new],
+            {place: numbers[jnp.asarray(new)] for place, numbers in values.items()},
+            console,
+        )
         for k, i in enumerate(new):
+            _write_log(directories[i], rows[k])
             outcomes[i] = errors[k] or _finish(
-                experiments[k], directories[i], settings[i], _state_of(states, k), rows[k], len(new)
+                experiments[i], directories[i], settings[i], _state_of(states, k)
             )
     return outcomes
+
+
+def is_begun_alone(directory: Path) -> bool:
+    """Tell whether a run directory has checkpoints of a run that is not finished.
+
+    Args:
+        directory: The run directory, which need not exist.
+
+    Returns:
+        Whether it has.
+    """
+    checkpoints = directory / CHECKPOINTS
+    return read_result(directory) is None and checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
+def _check_not_begun(directory: Path) -> None:
+    """Check that no run would be lost.
+
+    Raises:
+        ExperimentError: If there is one.
+    """
+    if is_begun_alone(directory):
+        raise ExperimentError(
+            f"{directory} holds a run that was begun by itself and has checkpoints. Finish it by "
+            "itself, or move its directory away."
+        )
 
 
 def _state_of(states: TrainState, run: int) -> TrainState:
@@ -132,23 +178,20 @@ def _state_of(states: TrainState, run: int) -> TrainState:
     return leaves._replace(step=states.step)
 
 
-def _finish(
-    experiment: Experiment,
-    directory: Path,
-    settings: Mapping[str, Any],
-    state: TrainState,
-    rows: Sequence[tuple[int, Row]],
-    num_runs: int,
-) -> dict[str, Any]:
-    """Write log, checkpoint and result of a run."""
+def _write_log(directory: Path, rows: Sequence[tuple[int, Row]]) -> None:
     with RunLog(directory, resumed_at=0) as log:
         for step, row in rows:
             log.write(step, row)
-    place = directory / CHECKPOINTS
-    with Checkpoints(place, settings=settings, keep=1) as checkpoints:
+
+
+def _finish(
+    experiment: Experiment, directory: Path, settings: Mapping[str, Any], state: TrainState
+) -> dict[str, Any]:
+    """Measure a run, and write its checkpoint and its result."""
+    result = summarise(experiment, state, None, read_log(directory / LOG))
+    with Checkpoints(directory / CHECKPOINTS, settings=settings, keep=1) as checkpoints:
         checkpoints.save(state)
         checkpoints.finish()
-    result = summarise(experiment, state, None, [row for _, row in rows]) | {TOGETHER: num_runs}
     write_result(directory, result)
     return result
 
@@ -178,17 +221,17 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
         for name, value, wanted in (
             ("reported", config.reported, "last"),
             ("schedule", config.optimizer.schedule, "cosine"),
-            ("on-divergence", config.on_divergence, "stop"),
+            ("on_divergence", config.on_divergence, "stop"),
         ):
             if value != wanted:
-                raise SettingError(f"runs are trained together with --{name} {wanted} alone")
+                raise SettingError(f"runs are trained together with {option(name)} {wanted} alone")
     if len({tuple(map(type, config.method)) for config in configs}) > 1:
         raise SettingError("runs that are trained together must have one method")
     settings = [to_json(dataclasses.replace(config, seed=0, run_dir=None)) for config in configs]
     differing = sorted(
         name
         for name in settings[0]
-        if any(each[name] != settings[0][name] for each in settings)
+        if any(each.get(name) != settings[0][name] for each in settings)
         if name not in _MAY_DIFFER
     )
     if differing:
@@ -198,12 +241,11 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
 
 
 def _train(
-    experiments: Sequence[Experiment], console: Console
+    experiments: Sequence[Experiment], values: Values, console: Console
 ) -> tuple[TrainState, list[list[tuple[int, Row]]], list[DivergedError | None]]:
     """Train to the last step; the states are stacked, with one step for all."""
     first = experiments[0]
     task, num_runs = first.task, len(experiments)
-    values = _stack_values(experiments)
     run_epoch = _make_epoch(first)
     states = [experiment.init(experiment.config.seed) for experiment in experiments]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -229,6 +271,7 @@ def _train(
                     "epoch": float(epoch + 1),
                     "seconds": seconds,
                     "step_time": seconds / first.steps_per_epoch,
+                    TOGETHER: float(num_runs),
                     f"{task.unit}{PER_SECOND}": (
                         task.units_per_step * first.steps_per_epoch / seconds
                     ),
@@ -260,11 +303,12 @@ def _make_epoch(
         state: TrainState, data: PyTree, order: PyTree, values: Values
     ) -> tuple[TrainState, Metrics]:
         method = [_set(part, values, i) for i, part in enumerate(parts)]
-        tx = build_optimizer(_set(optimizer, values, None), experiment.num_steps, method)
+        tx = build_optimizer(_set(optimizer, values, _OPTIMIZER), experiment.num_steps, method)
         return make_train_step(task, tx, method)(state, data, order)
 
-    # With one step for all, what depends on it alone stays a branch: under vmap, a condition that
-    # differs from run to run computes both sides.
+    # With one step for all, what depends on it alone stays a branch. Under vmap, a condition that
+    # differs from run to run computes both sides; such is whether a strength is 0, so that a lazy
+    # method is no cheaper here than one that is not.
     runs = TrainState(params=0, network_state=0, opt_state=0, step=None, key=0)
     steps = jax.vmap(step, in_axes=(runs, None, 0, 0))
 
@@ -289,16 +333,16 @@ def _with_products(task: Task) -> Task:
 
 
 def _stack_values(experiments: Sequence[Experiment]) -> Values:
-    """Collect the numbers in which the runs differ, one array of all runs for each.
+    """Collect the numbers in which the runs may differ, one array of all runs for each.
 
     Raises:
-        SettingError: If their methods make different networks.
+        SettingError: If they differ in something else, or their methods make different networks.
     """
     first = experiments[0]
     if any(each.task.model != first.task.model for each in experiments):
         raise SettingError("runs that are trained together must have one network")
-    places: dict[int | None, list[Any]] = {
-        None: [with_methods(each.config.optimizer, each.method) for each in experiments]
+    places: dict[int, list[Any]] = {
+        _OPTIMIZER: [with_methods(each.config.optimizer, each.method) for each in experiments]
     }
     for i in range(len(first.method)):
         places[i] = [each.method[i] for each in experiments]
@@ -306,15 +350,20 @@ def _stack_values(experiments: Sequence[Experiment]) -> Values:
     for place, settings in places.items():
         for field in dataclasses.fields(settings[0]):
             of_runs = [getattr(each, field.name) for each in settings]
-            if (type(settings[0]), field.name) in _STRENGTHS or any(
-                each != of_runs[0] for each in of_runs
-            ):
-                dtype = jnp.int32 if all(isinstance(each, int) for each in of_runs) else jnp.float32
+            is_strength = (type(settings[0]), field.name) in _STRENGTHS
+            # With 0, mixup is no program with a number in it: it does not draw one.
+            if is_strength and (all(of_runs) or not isinstance(settings[0], Mixup)):
+                dtype = jnp.int32 if isinstance(of_runs[0], int) else jnp.float32
                 stacked[place, field.name] = jnp.asarray(of_runs, dtype)
+            elif any(each != of_runs[0] for each in of_runs):
+                raise SettingError(
+                    f"runs that are trained together must not differ in {field.name}, "
+                    f"{' and '.join(sorted({str(each) for each in of_runs}))} here"
+                )
     return stacked
 
 
-def _set(settings: _Settings, values: Values, place: int | None) -> _Settings:
+def _set(settings: _Settings, values: Values, place: int) -> _Settings:
     """Put traced numbers in the place of some fields, past the checks of their concrete values."""
     changed = copy.copy(settings)
     for (where, name), value in values.items():

@@ -1,11 +1,14 @@
 """A convolution as a product is the same convolution."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.models.convnet import ConvNet
 from experiments.models.convolution import convolution_as_product
+from experiments.models.resnet import resnet18
 
 LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -34,3 +37,27 @@ def test_what_is_no_product_is_an_error(arguments):
         convolution_as_product(
             jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 4)), (1, 1), "SAME", **arguments
         )
+
+
+@pytest.mark.parametrize("network", [resnet18, ConvNet])
+def test_a_network_of_products_has_the_same_loss_and_gradient(network):
+    model = network(num_classes=10, width=2)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+
+    def value_and_grad(model):
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, images, train=False)
+            return jnp.mean(jax.nn.log_softmax(logits)[:, 0])
+
+        return jax.value_and_grad(loss)(variables["params"])
+
+    calls = []
+
+    def convolution(*args, **kwargs):
+        calls.append(args)
+        return convolution_as_product(*args, **kwargs)
+
+    products = value_and_grad(model.clone(convolution=convolution))
+    assert len(calls) == sum(leaf.ndim == 4 for leaf in jax.tree.leaves(variables["params"]))
+    chex.assert_trees_all_close(products, value_and_grad(model), rtol=1e-4, atol=1e-5)

@@ -23,9 +23,9 @@ from experiments.study.command import StudyConfig
 from experiments.study.records import append_record, read_records
 from experiments.study.report import write_study_report
 from experiments.study.stages import TUNING, plan_stage
+from experiments.training.logging import TOGETHER
 from experiments.training.loop import train
-from experiments.training.run_directory import write_result
-from experiments.training.together import TOGETHER
+from experiments.training.run_directory import claim_run_directory, write_result
 
 pytestmark = pytest.mark.usefixtures("no_measurement")
 
@@ -204,8 +204,13 @@ def trained_together(monkeypatch):
     return calls
 
 
-def test_runs_of_one_method_are_trained_together(place, trained_together):
+def test_runs_of_one_method_are_trained_together(place, trained_together, console):
     output_dir, records = place
+    work(output_dir, records, together=3, console=console)
+    # The last two seeds of the finalists are timed, and what comes after is planned by their times.
+    assert "8 runs are left to the same command without --together" in console.file.getvalue()
+    assert len(read_records(records)) == NUM_RUNS["plain"] + NUM_RUNS["strengths"] + 4
+    work(output_dir, records, stages=("finalists",))
     work(output_dir, records, together=3)
     done = read_records(records)
     assert len(done) == len(begun(output_dir)) == sum(NUM_RUNS.values())
@@ -222,12 +227,46 @@ def test_runs_of_one_method_are_trained_together(place, trained_together):
     assert alone == {("finalists", 1), ("finalists", 2)}
 
 
-def test_a_method_that_another_process_is_at_is_left_to_it(place, trained_together):
+def test_runs_that_diverge_together_have_records_and_are_not_trained_again(
+    place, monkeypatch, console
+):
+    output_dir, records = place
+
+    def diverge(configs, data, console):
+        for config in configs:
+            claim_run_directory(config.resolved_run_dir, config, data)
+        return [DivergedError("It diverged.") for _ in configs]
+
+    monkeypatch.setattr(command, "train_together", diverge)
+    with pytest.raises(ExperimentError, match="plain training diverged at every point"):
+        work(output_dir, records, stages=("plain", "strengths"), together=4)
+    before = read_records(records)
+    assert all(record.diverged for record in before.values())
+    records.unlink()
+    monkeypatch.setattr(command, "train_together", pytest.fail)
+    work(output_dir, records, stages=("plain",), together=4)
+    assert read_records(records).keys() == before.keys()
+
+
+def test_a_run_that_was_begun_by_itself_is_left_alone(place, trained_together, console):
+    output_dir, records = place
+    key = plan_stage(PROTOCOL, SETTING, "plain", {}).runs[0].key
+    (output_dir / key / "checkpoints" / "10").mkdir(parents=True)
+    work(output_dir, records, stages=("plain",), together=4, console=console)
+    assert read_records(records).keys() == {
+        run.key for run in plan_stage(PROTOCOL, SETTING, "plain", {}).runs
+    } - {key}
+    assert "1 runs are left" in console.file.getvalue()
+
+
+def test_a_method_that_another_process_is_at_is_left_to_it(place, trained_together, console):
     output_dir, records = place
     output_dir.mkdir(parents=True)
     with owner_lock_of_another_process(output_dir / "plain-digits-plain.lock"):
-        work(output_dir, records, stages=("plain",), together=4, time_limit=0.02)
-    assert not trained_together
+        options = {"stages": ("plain",), "together": 4, "console": console}
+        work(output_dir, records, time_limit=0.05, **options)
+        assert "while others have the last runs" in console.file.getvalue()
+        assert not trained_together
     work(output_dir, records, stages=("plain",), together=4)
     assert len(read_records(records)) == NUM_RUNS["plain"]
 

@@ -54,7 +54,7 @@ def lines_of(table):
 
 
 def test_finalists_have_their_figures_time_and_number(everything):
-    table = finalists_table(PROTOCOL, SETTING, plan("finalists", everything), everything)
+    table = finalists_table(SETTING, plan("finalists", everything), everything)
     plain, sam, *_ = lines_of(table)
     assert (plain["method"], plain["time / plain"], plain["n"]) == (PLAIN, "1.00", "3")
     assert plain["settings"] == "learning_rate=0.1, weight_decay=0.0005"
@@ -92,7 +92,7 @@ def test_diverged_runs_are_counted(everything):
     )
     everything[key] = everything[key]._replace(diverged=True, figures={})
     finalists = plan("finalists", everything)
-    _, sam, *_ = lines_of(finalists_table(PROTOCOL, SETTING, finalists, everything))
+    _, sam, *_ = lines_of(finalists_table(SETTING, finalists, everything))
     assert (sam["n"], sam["diverged"]) == ("2", "1 of 3")
     first = lines_of(differences_table(SETTING, finalists, everything))[0]
     assert (first["method"], first["n"], first["diverged"]) == ("SAM", "2", "1 of 3")
@@ -163,7 +163,7 @@ def test_of_perplexity_more_is_worse(everything):
 
 def test_at_equal_time_epochs_and_time_are_said(everything):
     plans = {stage: plan(stage, everything) for stage in ("finalists", "equal-time")}
-    table = equal_time_table(PROTOCOL, SETTING, plans, everything)
+    table = equal_time_table(SETTING, plans, everything)
     first = lines_of(table)[0]
     assert (first["method"], first["epochs"], first["time / plain"]) == ("SAM", "2", "1.00")
     assert not any("No dearer" in remark for remark in table.remarks)
@@ -174,7 +174,7 @@ def test_at_equal_time_epochs_and_time_are_said(everything):
         for key, record in everything.items()
     }
     plans["equal-time"] = plan("equal-time", cheap)
-    table = equal_time_table(PROTOCOL, SETTING, plans, cheap)
+    table = equal_time_table(SETTING, plans, cheap)
     assert "SAM" not in [line[0] for line in table.lines]
     assert any(remark.endswith("not here: SAM.") for remark in table.remarks)
 
@@ -209,7 +209,7 @@ def test_what_is_not_complete_is_said(everything):
     assert line["strengths"] == "16 runs"
     assert line["finalists"] == "5 of 12 runs"
     assert line["conditions"] == "not planned yet"
-    table = finalists_table(PROTOCOL, SETTING, finalists, some)
+    table = finalists_table(SETTING, finalists, some)
     assert any("Incomplete: 5 of 12 runs" in remark for remark in table.remarks)
     parts, _ = report.lay_out(PROTOCOL, some)
     assert [part.name for part in parts if isinstance(part, Picture)] == [

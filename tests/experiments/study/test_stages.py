@@ -134,15 +134,15 @@ def test_a_method_that_diverged_everywhere_is_no_finalist(records_up_to):
 
 def test_time_is_compared_seed_by_seed(records_up_to):
     records = records_up_to("equal-time")
-    assert time_ratio(PROTOCOL, SETTING, "SAM", records) == 2
-    assert time_ratio(PROTOCOL, SETTING, PLAIN, records) == 1
+    assert time_ratio(SETTING, "SAM", records) == 2
+    assert time_ratio(SETTING, PLAIN, records) == 1
     slow = changed(
         records,
         lambda record: record.seed == 1 and record.stage == "finalists",
         median_step_time=5.0,
     )
-    assert time_ratio(PROTOCOL, SETTING, "SAM", slow) == 2  # of both, on a busy machine
-    assert time_ratio(PROTOCOL, SETTING, "SAM", records_up_to("finalists")) is None
+    assert time_ratio(SETTING, "SAM", slow) == 2  # of both, on a busy machine
+    assert time_ratio(SETTING, "SAM", records_up_to("finalists")) is None
 
 
 @pytest.mark.parametrize(("factor", "epochs"), [(2.0, 2), (1.4, 3), (1.05, None), (0.9, None)])

@@ -208,7 +208,7 @@ def test_a_finished_run_is_not_trained_again(plain, console, monkeypatch):
 def test_a_run_that_is_told_to_end_while_it_measures_says_what_is_kept(plain, console, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "experiments.training.loop._summarise", lambda *_: signal.raise_signal(signal.SIGTERM)
+            "experiments.training.loop.summarise", lambda *_: signal.raise_signal(signal.SIGTERM)
         )
         with pytest.raises(Terminated, match="while the result was measured; all steps are saved"):
             train(plain, console)

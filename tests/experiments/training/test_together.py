@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from experiments.analyse.trained import load_network, read_finished_run
 from experiments.config import (
     DevicesConfig,
     LanguageModelConfig,
@@ -13,7 +14,13 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.data.load import load_data
-from experiments.errors import ConfigMismatchError, DivergedError, RunningError, SettingError
+from experiments.errors import (
+    ConfigMismatchError,
+    DivergedError,
+    ExperimentError,
+    RunningError,
+    SettingError,
+)
 from experiments.regularizers import (
     NSO,
     SAM,
@@ -26,10 +33,10 @@ from experiments.regularizers import (
     SehtD,
     SehtH,
 )
-from experiments.training.logging import read_log
-from experiments.training.loop import train
+from experiments.training.logging import TOGETHER, read_log
+from experiments.training.loop import build_experiment, train
 from experiments.training.run_directory import hold_run_directory
-from experiments.training.together import TOGETHER, train_together
+from experiments.training.together import train_together
 
 IMAGES = TrainConfig(
     model=ModelConfig(network="convnet", width=2),
@@ -111,10 +118,12 @@ def test_a_run_comes_to_what_it_comes_to_alone(weak, strong, together, alone):
     check_same(results[2], alone(other_seed))
 
 
-def test_learning_rate_and_decay_may_differ(together, alone):
+def test_learning_rate_and_decay_may_differ_too(together, alone):
     slow = dataclasses.replace(IMAGES.optimizer, learning_rate=0.01, weight_decay=0.1)
-    config = dataclasses.replace(IMAGES, optimizer=slow, seed=3)
-    _, result = together(IMAGES, config)
+    config = dataclasses.replace(with_method(LabelSmoothing(0.5)), optimizer=slow, seed=3)
+    none = dataclasses.replace(IMAGES.optimizer, weight_decay=0.0)
+    other = dataclasses.replace(with_method(LabelSmoothing(0.1)), optimizer=none)
+    _, result = together(other, config)
     check_same(result, alone(config))
 
 
@@ -130,15 +139,18 @@ def test_methods_that_make_different_networks_are_refused(together):
         together(TEXT, dataclasses.replace(TEXT, method=(Dropout(0.5),)))
 
 
-def test_text_is_read_side_by_side_too(together, alone):
-    config = dataclasses.replace(TEXT, seed=1)
-    _, result = together(TEXT, config)
+@pytest.mark.parametrize(
+    "method", [(), pytest.param((SehtH(lam=1e-3),), marks=pytest.mark.long)], ids=len
+)
+def test_text_is_read_side_by_side_too(method, together, alone):
+    config = dataclasses.replace(TEXT, method=(*TEXT.method, *method), seed=1)
+    _, result = together(dataclasses.replace(config, seed=0), config)
     check_same(result, alone(config))
 
 
 def test_one_that_diverges_leaves_the_others_alone(together, alone):
     fast = dataclasses.replace(IMAGES.optimizer, learning_rate=1e30)
-    result, error = together(IMAGES, dataclasses.replace(IMAGES, optimizer=fast))
+    error, result = together(dataclasses.replace(IMAGES, optimizer=fast), IMAGES)
     assert isinstance(error, DivergedError)
     assert "diverged at step" in str(error)
     check_same(result, alone(IMAGES))
@@ -150,9 +162,15 @@ def test_a_run_leaves_what_a_run_leaves(together, tmp_path, console):
     rows = read_log(directory / "metrics.jsonl")
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[-1]["step"] == results[1]["steps"]
-    again = train(dataclasses.replace(IMAGES, seed=1, run_dir=directory), console)
-    assert again == results[1]
+    config = dataclasses.replace(IMAGES, seed=1, run_dir=directory)
+    assert train(config, console) == results[1]
     assert "This run is finished" in console.file.getvalue()
+    data = load_data(IMAGES.data)
+    network = load_network(read_finished_run(directory, None), data, warn=pytest.fail)
+    evaluator = build_experiment(config, data).evaluator
+    found = evaluator.evaluate(network.params, network.network_state, data.test)
+    assert found.loss == pytest.approx(results[1]["test_loss"])
+    assert rows[-1][TOGETHER] == results[1][TOGETHER] == 2
 
 
 def test_what_is_finished_is_not_trained_again(together, console):
@@ -161,7 +179,28 @@ def test_what_is_finished_is_not_trained_again(together, console):
     assert both[0] == first[0]
     assert both[1][TOGETHER] == 1
     assert together(IMAGES, dataclasses.replace(IMAGES, seed=1)) == both
-    assert console.file.getvalue().count("Training 1 runs together.") == 2
+    assert console.file.getvalue().count("Training together: 1 runs.") == 2
+
+
+@pytest.mark.parametrize("place", ["summarise", "write_result"])
+def test_one_that_is_interrupted_while_it_measures_can_be_finished(
+    place, together, alone, tmp_path, console, monkeypatch
+):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"experiments.training.together.{place}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            together(IMAGES)
+    if place == "summarise":
+        check_same(together(IMAGES)[0], alone(IMAGES))
+        return
+    with pytest.raises(ExperimentError, match="Finish it by itself"):
+        together(IMAGES)
+    result = train(dataclasses.replace(IMAGES, run_dir=tmp_path / "together0"), console)
+    check_same(result, alone(IMAGES))
+    assert result[TOGETHER] == 1  # and so nobody takes its times for those of one run
 
 
 @pytest.mark.parametrize(
@@ -169,6 +208,8 @@ def test_what_is_finished_is_not_trained_again(together, console):
     [
         (dataclasses.replace(IMAGES, batch_size=50), "must not differ in batch_size"),
         (dataclasses.replace(IMAGES, method=(SAM(),)), "must have one method"),
+        (TEXT, "must have one method"),
+        (dataclasses.replace(TEXT, method=()), "must not differ in"),
         (dataclasses.replace(IMAGES, reported="best"), "--reported last alone"),
         (dataclasses.replace(IMAGES, on_divergence="skip"), "--on-divergence stop alone"),
         (dataclasses.replace(IMAGES, devices=DevicesConfig(mesh="data=1")), "not spread over"),
@@ -177,6 +218,24 @@ def test_what_is_finished_is_not_trained_again(together, console):
 def test_runs_that_differ_in_more_are_refused(other, message, together):
     with pytest.raises(SettingError, match=message):
         together(IMAGES, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (Mixup(0.0), Mixup(0.2), "must not differ in alpha, 0.0 and 0.2 here"),
+        (GaussNewton(every=1), GaussNewton(every=10), "must not differ in every, 1 and 10 here"),
+        (GaussNewton(rise=0.5), GaussNewton(), "must not differ in warmup_steps"),
+        (SehtH(bound=1.0), SehtH(), "must not differ in bound, 1.0 and None here"),
+        (SehtD(p=0.1), SehtD(p=0.2), "must not differ in p, 0.1 and 0.2 here"),
+    ],
+)
+def test_methods_that_differ_in_more_than_strength_are_refused(
+    one, other, message, together, tmp_path
+):
+    with pytest.raises(SettingError, match=message):
+        together(with_method(one), with_method(other))
+    assert not (tmp_path / "together0").exists()
 
 
 def test_directories_of_others_are_respected(together, tmp_path):
