@@ -89,7 +89,7 @@ def regularize(
     the trace of the Hessian has no lower bound, and minimising it seeks negative curvature, which
     destroys the training. Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and a
     strength that rises over the training with the square of the steps, ``0.2 * (step /
-    num_steps) ** 2``; 0.06 in place of 0.2 where a training is cut short.
+    num_steps) ** 2``; 0.06 in place of 0.2 where a training is cut short, or its loss stays high.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe:

@@ -309,7 +309,7 @@ def _make_epoch(
     # With one step for all, what depends on it alone stays a branch. Under vmap, a condition that
     # differs from run to run computes both sides; such is whether a strength is 0, so that a lazy
     # method is no cheaper here than one that is not.
-    runs = TrainState(params=0, network_state=0, opt_state=0, step=None, key=0)
+    runs = TrainState._make((0, 0, 0, None, 0))
     steps = jax.vmap(step, in_axes=(runs, None, 0, 0))
 
     @jax.jit
