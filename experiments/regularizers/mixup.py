@@ -46,7 +46,7 @@ class Mixup(Regularizer):
         Returns:
             Mixed images and labels.
         """
-        # Not a number where runs with several shares are trained together.
+        # Not a number where runs are trained together.
         if isinstance(self.alpha, int | float) and self.alpha == 0:
             return batch
         share_key, partner_key = jax.random.split(key)

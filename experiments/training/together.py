@@ -267,24 +267,27 @@ def _train(
                     continue
                 of_run = {name: each[:, i] for name, each in metrics.items()}
                 errors[i] = _look_for_divergence(of_run, last_step, first.config)
-                row = {name: float(np.mean(each)) for name, each in of_run.items()} | {
-                    "epoch": float(epoch + 1),
-                    "seconds": seconds,
-                    "step_time": seconds / first.steps_per_epoch,
-                    TOGETHER: float(num_runs),
-                    f"{task.unit}{PER_SECOND}": (
-                        task.units_per_step * first.steps_per_epoch / seconds
-                    ),
-                }
                 if errors[i] is None:
+                    row = _row(of_run, epoch, seconds, first) | {TOGETHER: float(num_runs)}
                     rows[i].append((last_step, row))
-            if all(errors):
+            if None not in errors:
                 break
-            newest = next(
-                of_run[-1][1] for of_run, error in zip(rows, errors, strict=True) if error is None
-            )
+            _, newest = rows[errors.index(None)][-1]
             show(progress, shown, last_step, newest | {"step_time": num_runs * newest["step_time"]})
     return stacked, rows, errors
+
+
+def _row(
+    metrics: Mapping[str, np.ndarray], epoch: int, seconds: float, experiment: Experiment
+) -> Row:
+    """Average the metrics of an epoch's steps."""
+    task, num_steps = experiment.task, experiment.steps_per_epoch
+    return {name: float(np.mean(each)) for name, each in metrics.items()} | {
+        "epoch": float(epoch + 1),
+        "seconds": seconds,
+        "step_time": seconds / num_steps,
+        f"{task.unit}{PER_SECOND}": task.units_per_step * num_steps / seconds,
+    }
 
 
 def _make_epoch(
