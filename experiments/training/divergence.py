@@ -49,6 +49,21 @@ def find_bad_steps(rows: Sequence[Mapping[str, Any]], first_step: int) -> list[B
     return found
 
 
+def describe_divergence(bad: BadStep, config: TrainConfig) -> str:
+    """Say where a run went wrong, and what may keep it from that.
+
+    Args:
+        bad: The first step that did.
+        config: The configuration of the run.
+
+    Returns:
+        A few sentences.
+    """
+    return (
+        f"The run diverged at {bad}; the steps up to {bad.step - 1} were finite. {remedies(config)}"
+    )
+
+
 def remedies(config: TrainConfig) -> str:
     """Name the settings of a run that may keep it from diverging, and which way to turn them.
 

@@ -34,7 +34,12 @@ from experiments.training.devices import (
     make_mesh,
     wait_for_all,
 )
-from experiments.training.divergence import SKIPPED_IN_A_ROW, find_bad_steps, remedies
+from experiments.training.divergence import (
+    SKIPPED_IN_A_ROW,
+    describe_divergence,
+    find_bad_steps,
+    remedies,
+)
 from experiments.training.logging import (
     LOG,
     PER_SECOND,
@@ -311,6 +316,22 @@ class Experiment:
         order = self.task.epoch_order(state.key, 0)
         jax.block_until_ready(self.train_step(state, self.task.train_data, order))
 
+    def times(self, seconds: float, num_steps: int) -> Row:
+        """Write down how fast some steps were, in the columns of the log.
+
+        Args:
+            seconds: What they took.
+            num_steps: How many they were.
+
+        Returns:
+            The columns.
+        """
+        return {
+            "seconds": seconds,
+            "step_time": seconds / num_steps,
+            f"{self.task.unit}{PER_SECOND}": self.task.units_per_step * num_steps / seconds,
+        }
+
     def is_checkpoint(self, step: int) -> bool:
         """Tell whether a checkpoint is due.
 
@@ -363,13 +384,7 @@ class Experiment:
                 rows = jax.device_get(pending)
                 seconds = time.perf_counter() - start
                 row, skipped_in_a_row = self._judge(rows, step, skipped_in_a_row, state)
-                row |= {
-                    "seconds": seconds,
-                    "step_time": seconds / len(rows),
-                    f"{self.task.unit}{PER_SECOND}": (
-                        self.task.units_per_step * len(rows) / seconds
-                    ),
-                }
+                row |= self.times(seconds, len(rows))
                 if self._is_evaluated(step):
                     state, figures = self._evaluate(state)
                     row |= figures
@@ -387,11 +402,7 @@ class Experiment:
         """
         bad = find_bad_steps(rows, first_step=last_step - len(rows) + 1)
         if bad and self.config.on_divergence != "skip":
-            raise DivergedError(
-                f"The run diverged at {bad[0]}; the steps up to {bad[0].step - 1} were finite. "
-                f"{remedies(self.config)}",
-                state,
-            )
+            raise DivergedError(describe_divergence(bad[0], self.config), state)
         bad_steps = {each.step for each in bad}
         in_a_row = skipped_before
         finite = []

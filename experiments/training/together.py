@@ -35,10 +35,9 @@ from experiments.regularizers import (
 )
 from experiments.tasks.base import Metrics, Task
 from experiments.training.checkpoint import Checkpoints
-from experiments.training.divergence import find_bad_steps, remedies
+from experiments.training.divergence import describe_divergence, find_bad_steps
 from experiments.training.logging import (
     LOG,
-    PER_SECOND,
     TOGETHER,
     RunLog,
     add_run,
@@ -268,26 +267,15 @@ def _train(
                 of_run = {name: each[:, i] for name, each in metrics.items()}
                 errors[i] = _look_for_divergence(of_run, last_step, first.config)
                 if errors[i] is None:
-                    row = _row(of_run, epoch, seconds, first) | {TOGETHER: float(num_runs)}
+                    row = {name: float(np.mean(each)) for name, each in of_run.items()}
+                    row |= first.times(seconds, first.steps_per_epoch)
+                    row |= {"epoch": float(epoch + 1), TOGETHER: float(num_runs)}
                     rows[i].append((last_step, row))
             if None not in errors:
                 break
             _, newest = rows[errors.index(None)][-1]
             show(progress, shown, last_step, newest | {"step_time": num_runs * newest["step_time"]})
     return stacked, rows, errors
-
-
-def _row(
-    metrics: Mapping[str, np.ndarray], epoch: int, seconds: float, experiment: Experiment
-) -> Row:
-    """Average the metrics of an epoch's steps."""
-    task, num_steps = experiment.task, experiment.steps_per_epoch
-    return {name: float(np.mean(each)) for name, each in metrics.items()} | {
-        "epoch": float(epoch + 1),
-        "seconds": seconds,
-        "step_time": seconds / num_steps,
-        f"{task.unit}{PER_SECOND}": task.units_per_step * num_steps / seconds,
-    }
 
 
 def _make_epoch(
@@ -381,9 +369,4 @@ def _look_for_divergence(
     """Look for the first step of an epoch with a metric that is no finite number."""
     rows = [dict(zip(metrics, step, strict=True)) for step in zip(*metrics.values(), strict=True)]
     bad = find_bad_steps(rows, first_step=last_step - len(rows) + 1)
-    if not bad:
-        return None
-    return DivergedError(
-        f"The run diverged at {bad[0]}; the steps up to {bad[0].step - 1} were finite. "
-        f"{remedies(config)}"
-    )
+    return DivergedError(describe_divergence(bad[0], config)) if bad else None
