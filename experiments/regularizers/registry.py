@@ -118,8 +118,10 @@ def _parse_word(word: str) -> Regularizer:
     for setting in filter(None, settings.split(",")):
         field, equals, text = setting.partition("=")
         if not equals or field not in known:
+            near = difflib.get_close_matches(field, known, n=1) if equals else []
+            reason = f"did you mean {near[0]}? Write" if near else "write"
             raise ValueError(
-                f"cannot read {setting!r} in {word!r}; write FIELD=VALUE with one of the fields "
+                f"cannot read {setting!r} in {word!r}; {reason} FIELD=VALUE with one of the fields "
                 + ", ".join(known)
             )
         values[field] = _parse_value(word, field, text, types[field])
@@ -169,7 +171,7 @@ def _read_int(text: str) -> int:
 # Each type of a field is read by itself: a value is no expression of Python's.
 _LARGEST = 2**31 - 1
 _READERS: dict[Any, Callable[[str], Any]] = {
-    bool: {"True": True, "False": False}.__getitem__,
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: _read_int,
     float: _read_float,
     str: str,

@@ -113,6 +113,7 @@ def plain(tiny_network, tiny_digits):
         (["seht-d:lam=1"], (SehtD(lam=1.0),)),
         (["seht-d:p=0.3,p_entries=0.5"], (SehtD(p=0.3, p_entries=0.5),)),
         (["seht-d:p_entries=None,rescale=False"], (SehtD(rescale=False),)),
+        (["seht-d:rescale=false"], (SehtD(rescale=False),)),
         (["seht-d", "seht-h"], (SehtD(), SehtH())),
     ],
 )
@@ -140,7 +141,8 @@ def test_a_description_is_read_back(method):
         (["sedt-h"], "no regularizer 'sedt-h'; did you mean seht-h or seht-d[?] Known are plain, "),
         (["plain", "seht-h"], "no regularizer 'plain'; plain stands alone"),
         (["seht-h:p=0.1"], "cannot read 'p=0.1'.*lam, num_probes, warmup_steps"),
-        (["seht-h:lam"], "cannot read 'lam'"),
+        (["seht-h:lam"], "cannot read 'lam' in 'seht-h:lam'; write FIELD=VALUE"),
+        (["seht-h:lamm=2"], "cannot read 'lamm=2' .*; did you mean lam[?] Write"),
         (["seht-h:lam=big"], "lam=big in 'seht-h:lam=big' is not of type float"),
         (["seht-h:lam=True"], "lam=True .* is not of type float"),
         (["seht-h:num_probes=1.5"], "num_probes=1.5 .* is not of type int"),
