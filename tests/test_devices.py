@@ -66,6 +66,7 @@ def test_a_sharded_batch_gives_what_one_device_does(data, p):
     assert_close(step(params, sharded(batch), KEY), expected)
 
 
+@pytest.mark.long
 def test_a_sharded_batch_gives_what_one_device_does_for_a_convolutional_network():
     conv_loss, params, batch = networks.conv_net()
     batch = jax.tree.map(lambda x: jnp.concatenate([x, x + x]), batch)

@@ -97,7 +97,9 @@ def large_products(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("case_name", ["cross_entropy", "language_model"])
+@pytest.mark.parametrize(
+    "case_name", ["cross_entropy", pytest.param("language_model", marks=pytest.mark.long)]
+)
 @pytest.mark.usefixtures("large_products")
 def test_large_products_are_those_of_the_dense_matrix(case_name, mode):
     test_the_penalised_loss_and_its_gradient_are_those_of_the_dense_matrix(case_name, mode)

@@ -25,6 +25,7 @@ def measured(name, parts, console):
     return json.loads(path.read_text())
 
 
+@pytest.mark.long
 def test_every_row_of_a_network_is_measured(console):
     report = measured("mlp", (), console)
     assert report["finished"]

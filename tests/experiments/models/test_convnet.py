@@ -66,7 +66,14 @@ def test_a_method_that_wants_what_it_does_not_have_is_refused(method):
 
 
 @pytest.mark.parametrize(
-    "method", [(), (SAM(),), (GaussNewton(),), (SehtH(lam=1e-3),), (SehtD(lam=1e-3, p=0.5),)]
+    "method",
+    [
+        (),
+        (SAM(),),
+        (GaussNewton(),),
+        pytest.param((SehtH(lam=1e-3),), marks=pytest.mark.long),
+        pytest.param((SehtD(lam=1e-3, p=0.5),), marks=pytest.mark.long),
+    ],
 )
 def test_it_is_trained_with_every_kind_of_method(tiny_digits, method):
     config = TrainConfig(model=ModelConfig("convnet", width=2), batch_size=20, method=method)

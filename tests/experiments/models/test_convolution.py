@@ -39,7 +39,7 @@ def test_what_is_no_product_is_an_error(arguments):
         )
 
 
-@pytest.mark.parametrize("network", [resnet18, ConvNet])
+@pytest.mark.parametrize("network", [pytest.param(resnet18, marks=pytest.mark.long), ConvNet])
 def test_a_network_of_products_has_the_same_loss_and_gradient(network):
     model = network(num_classes=10, width=2)
     images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))

@@ -46,7 +46,11 @@ def test_a_calibrated_strength_is_lambda_times_the_trace_at_the_start(mlp):
 
 
 @pytest.mark.parametrize(
-    ("form", "part"), [("gauss-newton, calibrated, rising", 1 / 2), (RECOMMENDED, 1 / 4)]
+    ("form", "part"),
+    [
+        pytest.param("gauss-newton, calibrated, rising", 1 / 2, marks=pytest.mark.long),
+        (RECOMMENDED, 1 / 4),
+    ],
 )
 def test_a_rising_strength_is_a_part_after_the_first_of_two_steps(mlp, monkeypatch, form, part):
     def share(num_steps):
@@ -82,11 +86,11 @@ def test_every_task_has_a_loss_with_marked_outputs(name):
     assert optax.tree.norm(gradient) > 0
 
 
-# The others need a mark, which the tasks above have.
+# The others need a mark, which the tasks above have; two of these run in every run of the tests.
 @pytest.mark.parametrize(
     "form",
     [
-        pytest.param(form, marks=pytest.mark.long if "SEHT-D" in form else ())
+        pytest.param(form, marks=() if form in {"hessian", "hessian, bound"} else pytest.mark.long)
         for form in FORMS
         if "gauss-newton" not in form
     ],

@@ -185,12 +185,12 @@ def in_float64():
 @pytest.mark.parametrize(
     ("model", "curvature", "p"),
     [
-        (DROPPING_LSTM, "hessian", (0.6, 0.4)),
+        pytest.param(DROPPING_LSTM, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (DROPPING_LSTM, "gauss_newton", None),
         pytest.param(TRANSFORMER, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TRANSFORMER, "gauss_newton", None),
         pytest.param(TIED_GRU, "hessian", (0.6, 0.4), marks=pytest.mark.long),
-        (TIED_GRU, "gauss_newton", None),
+        pytest.param(TIED_GRU, "gauss_newton", None, marks=pytest.mark.long),
     ],
 )
 def test_penalty_and_gradient_are_those_of_nested_derivatives(
@@ -307,7 +307,9 @@ def test_an_empty_text_has_no_perplexity():
     assert np.isnan(TextEvaluator(LSTM, 5).evaluate(params_of(LSTM), None, empty)).all()
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize(
+    "curvature", [pytest.param("hessian", marks=pytest.mark.long), "gauss_newton"]
+)
 def test_trace_is_that_of_the_windows_loss(text, curvature):
     model = LanguageModel(VOCABULARY, 3, 3, num_layers=1)
     params = params_of(model)

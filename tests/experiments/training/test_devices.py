@@ -109,7 +109,7 @@ def communicated(config, data):
     return [(each.kind, each.shapes) for each in path.collectives]
 
 
-@pytest.mark.parametrize("kind", ["images", "text"])
+@pytest.mark.parametrize("kind", ["images", pytest.param("text", marks=pytest.mark.long)])
 def test_nothing_of_the_data_is_sent(request, tiny_digits, kind):
     config = dataclasses.replace(request.getfixturevalue(kind), method=())
     data = tiny_digits if kind == "images" else load_data(config.data)
