@@ -52,7 +52,7 @@ _TESTS_REMARK = (
     "p is of two-sided paired t-tests, corrected by Holm's method over the lines of its column."
 )
 _DIFFERENCES_REMARK = (
-    "The validation part, which is larger than the test part, chose the strengths, at other seeds: "
+    "The validation part chose the strengths, at other seeds: "
     "its differences are beside the test's as a check, without a test of their own."
 )
 _CONDITIONS_REMARK = (
