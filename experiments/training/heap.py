@@ -2,7 +2,7 @@
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MOST = 2**31 - 1  # what fits into an int
 
 
@@ -11,10 +11,14 @@ def keep_free_memory() -> None:
 
     XLA takes the memory of intermediate results anew in each step on the CPU. glibc hands blocks of
     more than 32 MiB back to the system at once, which clears each page when it is touched again: a
-    step with a penalty of the Gauss-Newton matrix took a third longer for it.
+    step with a penalty of the Gauss-Newton matrix took a third longer for it. And it does so with
+    all that is free at the end of an arena of a thread other than the first, whatever it is told:
+    only with one arena for all threads is the memory kept. Arenas that are there stay, so this has
+    to be said before the first computation.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _MOST)
         mallopt(_M_TRIM_THRESHOLD, _MOST)
 
