@@ -57,11 +57,13 @@ PROTOCOL = Protocol(
         examples=50, trace_probes=2, eigenvalue_examples=50, eigenvalue_products=3
     ),
 )
-# 2 points; 8 strengths; 4 finalists, 3 of them dearer than plain training; 3 methods.
+# 2 points; 8 strengths; 4 finalists; the times of 3 of them, all dearer than plain training; 3
+# methods.
 NUM_RUNS = {
     "plain": 2 * 2,
     "strengths": 8 * 2,
     "finalists": 4 * 3,
+    "times": 3,
     "equal-time": 3 * 3,
     "conditions": 3 * 2,
 }
@@ -95,6 +97,18 @@ def figures_of(config):
     }
 
 
+def compare(config, plain, console):
+    """Make up times of steps: each method takes twice as long as plain training."""
+    del config, plain, console
+    return {
+        "plain_step_time": 0.01,
+        "step_time": 0.02,
+        "step_time_ratio": 2.0,
+        "step_time_ratio_least": 1.9,
+        "step_time_ratio_most": 2.1,
+    }
+
+
 def fake_run(config, console):
     """Leave a line in a common file, and what a run leaves."""
     directory = config.resolved_run_dir
@@ -116,7 +130,9 @@ def fake_run(config, console):
 def record_of(run, **changes):
     """Make up the record of a run."""
     figures = figures_of(run.config) | {"seconds": 1.0}
-    if run.stage in TUNING:
+    if run.stage == "times":
+        figures = compare(run.config, None, None)
+    elif run.stage in TUNING:
         figures = {name: value for name, value in figures.items() if not name.startswith("test")}
     else:
         figures |= CURVATURE
@@ -145,10 +161,18 @@ def begun(output_dir):
     return [line.rsplit(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def work(output_dir, records, run=fake_run, protocol=PROTOCOL, console=None, **options):
+def work(
+    output_dir,
+    records,
+    run=fake_run,
+    protocol=PROTOCOL,
+    console=None,
+    compare=compare,
+    **options,
+):
     config = StudyConfig(output_dir, records=records, settings=("digits",), **options)
     console = Console(file=io.StringIO(), width=120) if console is None else console
-    run_study(config, console, protocol, run)
+    run_study(config, console, protocol, run, compare)
 
 
 def main():

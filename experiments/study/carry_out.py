@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 
@@ -17,7 +17,7 @@ from experiments.analyse.trained import (
     load_run_data,
     read_finished_run,
 )
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.data.load import load_data
@@ -31,6 +31,8 @@ from experiments.sweep.plan import PlannedRun
 from experiments.tasks.build import build_task
 from experiments.training.logging import TOGETHER
 from experiments.training.run_directory import read_settings
+
+CompareTimes: TypeAlias = Callable[[TrainConfig, TrainConfig, Console], dict[str, float]]
 
 _FIGURES = ("steps", "epochs", "best_epoch")
 _TIMES = ("training_seconds", "median_step_time")
@@ -105,24 +107,37 @@ def carry_out_and_record(
             # The part of a run before an interruption is in the training's own seconds.
             seconds = time.perf_counter() - start
             figures["seconds"] = max(seconds, figures["training_seconds"])
-    record = Record(
-        run=run.key,
-        stage=run.stage,
-        setting=run.setting,
-        condition=run.condition,
-        method=run.method,
-        values=run.values,
-        seed=run.config.seed,
-        settings=read_settings(directory) or {},
-        commit=commit,
-        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        environment=_environment(),
-        diverged=bool(divergence),
-        divergence=divergence,
-        figures=figures,
+    append_record(
+        records, _record(run, read_settings(directory) or {}, commit, figures, divergence)
     )
-    append_record(records, record)
     return Outcome(figures, None) if figures else Outcome(None, divergence)
+
+
+def time_and_record(
+    run: StudyRun,
+    planned: PlannedRun,
+    plain: TrainConfig,
+    records: Path,
+    commit: str | None,
+    compare: CompareTimes,
+    console: Console,
+) -> None:
+    """Compare the times of steps with plain training's, and write the record.
+
+    Args:
+        run: A run of the stage ``times``.
+        planned: The same, with its places.
+        plain: Plain training as it was tuned.
+        records: The file of the records.
+        commit: The commit of the code.
+        compare: Compares them.
+        console: Where progress is shown.
+    """
+    config = planned.config
+    plain = dataclasses.replace(plain, data=config.data, run_dir=config.run_dir)
+    append_record(
+        records, _record(run, to_json(run.config), commit, compare(config, plain, console))
+    )
 
 
 def select_figures(result: Mapping[str, Any], *, tested: bool) -> dict[str, float]:
@@ -196,6 +211,31 @@ def _without_training(config: TrainConfig) -> TrainConfig:
     """Leave data, network and size of a batch."""
     return TrainConfig(
         data=config.data, model=config.model, method=(), batch_size=config.batch_size
+    )
+
+
+def _record(
+    run: StudyRun,
+    settings: dict[str, Any],
+    commit: str | None,
+    figures: dict[str, float],
+    divergence: str = "",
+) -> Record:
+    return Record(
+        run=run.key,
+        stage=run.stage,
+        setting=run.setting,
+        condition=run.condition,
+        method=run.method,
+        values=run.values,
+        seed=run.config.seed,
+        settings=settings,
+        commit=commit,
+        date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        environment=_environment(),
+        diverged=bool(divergence),
+        divergence=divergence,
+        figures=figures,
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,23 @@ from experiments.data.load import load_data
 from experiments.environment import git_commit
 from experiments.errors import DivergedError, ExperimentError, SettingError, option
 from experiments.file_lock import owner_lock
-from experiments.study.carry_out import carry_out_and_record, plan_run
+from experiments.study.carry_out import (
+    CompareTimes,
+    carry_out_and_record,
+    plan_run,
+    time_and_record,
+)
 from experiments.study.protocol import PROTOCOL, Protocol
-from experiments.study.records import read_records
-from experiments.study.stages import NAME, STAGES, StagePlan, StudyRun, is_timed, plan_study
+from experiments.study.records import Record, read_records
+from experiments.study.stages import (
+    NAME,
+    STAGES,
+    StagePlan,
+    StudyRun,
+    plain_finalist,
+    plan_study,
+)
+from experiments.study.step_times import compare_step_times
 from experiments.study.time_limit import TimeLimitError, expected_seconds
 from experiments.sweep.definition import Sweep
 from experiments.sweep.outcome import Outcome, RunFunction, read_outcome
@@ -60,8 +73,8 @@ class StudyConfig:
     longer, by the time that runs like it took."""
     together: int = 1
     """How many runs of one method are trained as one program, at most, which a GPU does in little
-    more time than one. Such runs have no times in their records; the last two seeds of the
-    finalists, which are timed, are left to commands with 1."""
+    more time than one. The stage times, whose steps must have the device for themselves, is left to
+    commands with 1."""
     storage: str | None = dataclasses.field(default=None, repr=False)
     """The queue that several of these commands share, as that of a sweep; by default study.db in
     the output directory."""
@@ -85,7 +98,11 @@ class StudyConfig:
 
 
 def run_study(
-    config: StudyConfig, console: Console, protocol: Protocol = PROTOCOL, run: RunFunction = train
+    config: StudyConfig,
+    console: Console,
+    protocol: Protocol = PROTOCOL,
+    run: RunFunction = train,
+    compare: CompareTimes = compare_step_times,
 ) -> None:
     """Work on the study, stage by stage, until it is done; the same command goes on.
 
@@ -94,13 +111,15 @@ def run_study(
         console: Where progress is shown.
         protocol: The protocol.
         run: Carries out one run.
+        compare: Compares the times of steps.
 
     Raises:
         ConfigMismatchError: If records, output directory or storage hold runs with other settings.
         DamagedFileError: If the records are damaged.
         ExperimentError: If a run can not be carried out, or records of finished runs are missing.
     """
-    worker = _Worker(config, console, protocol, run, _deadline(config), git_commit(*_CODE))
+    commit = git_commit(*_CODE)
+    worker = _Worker(config, console, protocol, run, compare, _deadline(config), commit)
     _keep_compiled_programs(config.output_dir)
     try:
         for stage in STAGES:
@@ -126,6 +145,7 @@ class _Worker:
         console: Where progress is shown.
         protocol: The protocol.
         run: Carries out one run.
+        compare: Compares the times of steps.
         deadline: When it should have ended, by `time.monotonic`; `None` is never.
         commit: The commit of the code.
     """
@@ -134,6 +154,7 @@ class _Worker:
     console: Console
     protocol: Protocol
     run: RunFunction
+    compare: CompareTimes
     deadline: float | None
     commit: str | None
 
@@ -163,6 +184,9 @@ class _Worker:
             key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
         }
         keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
+
+        if stage == "times":
+            return self._compare_times(runs, planned, records)
 
         def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:
             key = keys[settings.resolved_run_dir]
@@ -203,8 +227,8 @@ class _Worker:
         """Carry out runs of one method as one program; other processes take other methods.
 
         Returns:
-            The runs that are left to commands without ``--together``: those whose steps are to be
-            timed, and those that were begun by themselves.
+            The runs that are left to commands without ``--together``, as they were begun by
+            themselves.
 
         Raises:
             TimeLimitError: If the time is over.
@@ -212,10 +236,73 @@ class _Worker:
         left = {
             key: run
             for key, run in runs.items()
-            if is_timed(self.protocol, run) or is_begun_alone(planned[key].config.resolved_run_dir)
+            if is_begun_alone(planned[key].config.resolved_run_dir)
         }
         shared = {key: run for key, run in runs.items() if key not in left}
-        while missing := self._without_record(shared):
+        size = self.config.together
+
+        def train_row(keys: Sequence[str]) -> None:
+            for start in range(0, len(keys), size):
+                part = [shared[key] for key in keys[start : start + size]]
+                self._train_together(part, planned)
+
+        self._work_off_rows(shared, train_row)
+        left = {key: left[key] for key in self._without_record(left)}
+        if left:
+            self.say(
+                f"{len(left)} runs are left to the same command without --together, as they were "
+                "begun by themselves."
+            )
+        return left
+
+    def _compare_times(
+        self,
+        runs: Mapping[str, StudyRun],
+        planned: Mapping[str, PlannedRun],
+        records: Mapping[str, Record],
+    ) -> bool:
+        """Compare the times of the finalists' steps with plain training's.
+
+        Returns:
+            Whether it is done.
+
+        Raises:
+            TimeLimitError: If the time is over.
+        """
+        if self.config.together > 1:
+            self.say(
+                "The times of steps are left to the same command without --together; give it a "
+                "core, or a GPU, of its own."
+            )
+            return False
+        settings = {setting.name: setting for setting in self.protocol.settings}
+
+        def compare_row(keys: Sequence[str]) -> None:
+            for key in keys:
+                self._check_deadline(key)
+                self.say(key)
+                time_and_record(
+                    runs[key],
+                    planned[key],
+                    plain_finalist(self.protocol, settings[runs[key].setting], records),
+                    self.config.records,
+                    self.commit,
+                    self.compare,
+                    self.console,
+                )
+
+        self._work_off_rows(runs, compare_row)
+        return True
+
+    def _work_off_rows(
+        self, runs: Mapping[str, StudyRun], carry_out: Callable[[Sequence[str]], None]
+    ) -> None:
+        """Take rows, whose runs have no record, until there are none; others take other rows.
+
+        Raises:
+            TimeLimitError: If the time is over.
+        """
+        while missing := self._without_record(runs):
             taken = 0
             for row in sorted({_row_of(key) for key in missing}):
                 with contextlib.ExitStack() as held:
@@ -224,20 +311,9 @@ class _Worker:
                     except BlockingIOError:
                         continue
                     taken += 1
-                    of_row = [key for key in self._without_record(shared) if _row_of(key) == row]
-                    size = self.config.together
-                    for start in range(0, len(of_row), size):
-                        keys = of_row[start : start + size]
-                        self._train_together([shared[key] for key in keys], planned)
+                    carry_out([key for key in self._without_record(runs) if _row_of(key) == row])
             if not taken:
                 self._wait(_WAIT)
-        left = {key: left[key] for key in self._without_record(left)}
-        if left:
-            self.say(
-                f"{len(left)} runs are left to the same command without --together, as they are to "
-                "be timed or were begun by themselves; give them a core, or a GPU, each."
-            )
-        return left
 
     def _train_together(self, runs: Sequence[StudyRun], planned: Mapping[str, PlannedRun]) -> None:
         """Train runs as one program, and record them.
@@ -245,8 +321,7 @@ class _Worker:
         Raises:
             TimeLimitError: If the time is over.
         """
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise TimeLimitError(f"The time is over, and {runs[0].key} is not begun.")
+        self._check_deadline(runs[0].key)
         configs = [planned[run.key].config for run in runs]
         self.say("\n".join(run.key for run in runs))
         data = load_data(configs[0].data)
@@ -314,6 +389,15 @@ class _Worker:
                 "file; or pass another --storage, and what is in the output directory is recorded "
                 "without being run again."
             )
+
+    def _check_deadline(self, key: str) -> None:
+        """Check that there is time at all.
+
+        Raises:
+            TimeLimitError: If not.
+        """
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise TimeLimitError(f"The time is over, and {key} is not begun.")
 
     def _check_time(self, run: StudyRun) -> None:
         """Check that a run would probably end in time.

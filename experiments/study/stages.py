@@ -7,8 +7,9 @@ Choices are made by validation figures of the tuning seeds alone.
 3. ``finalists``: plain training, the rival, the recommended form and the best others, at the
    strength that was chosen, tested. Runs of one seed start from the same weights and see the same
    batches.
-4. ``equal-time``: those that are dearer than plain training, in as many epochs as take its time.
-5. ``conditions``: plain training, the rival and the recommended form where something is different.
+4. ``times``: how long a step of each finalist takes, in plain training's.
+5. ``equal-time``: those that are dearer than plain training, in as many epochs as take its time.
+6. ``conditions``: plain training, the rival and the recommended form where something is different.
 """
 
 import dataclasses
@@ -23,13 +24,14 @@ from experiments.study.records import Record
 from experiments.sweep.definition import Row, more_is_better
 from experiments.training.run_directory import CHECKSUM
 
-STAGES = ("plain", "strengths", "finalists", "equal-time", "conditions")
+STAGES = ("plain", "strengths", "finalists", "times", "equal-time", "conditions")
 TUNING = frozenset({"plain", "strengths"})
 """The stages by which choices are made; all others are tested."""
 
 NAME = "study"
 
-_TIMED_SEEDS = 2
+RATIO = "step_time_ratio"
+"""The figure of a record of the stage ``times``."""
 
 
 class StudyRun(NamedTuple):
@@ -95,6 +97,20 @@ class Finalist(NamedTuple):
     values: dict[str, Any]
 
 
+class TimeRatio(NamedTuple):
+    """How long a step takes, in steps of plain training, by epochs that were trained in turn.
+
+    Attributes:
+        median: The median of the epochs.
+        least: The least.
+        most: The most.
+    """
+
+    median: float
+    least: float
+    most: float
+
+
 class _Group(NamedTuple):
     """Runs of one method under one condition: a row with its points."""
 
@@ -146,6 +162,8 @@ def plan_stage(
         "plain": lambda: (_plain(setting), protocol.tuning_seeds),
         "strengths": lambda: (_strengths(protocol, setting, records), protocol.tuning_seeds),
         "finalists": lambda: (_finalists(protocol, setting, records), protocol.finalist_seeds),
+        # Its chosen strength has diverged at no tuning seed.
+        "times": lambda: (_times(protocol, setting, records), protocol.tuning_seeds[:1]),
         "equal-time": lambda: (_equal_time(protocol, setting, records), protocol.finalist_seeds),
         "conditions": lambda: (_conditions(protocol, setting, records), protocol.condition_seeds),
     }[stage]()
@@ -226,45 +244,45 @@ def choose_finalists(
     ]
 
 
-def time_ratio(setting: Setting, method: str, records: Mapping[str, Record]) -> float | None:
-    """Compare the step times of a finalist with plain training's.
+def plain_finalist(
+    protocol: Protocol, setting: Setting, records: Mapping[str, Record]
+) -> TrainConfig:
+    """Return the configuration of plain training as it was tuned.
+
+    Args:
+        protocol: The protocol.
+        setting: The setting.
+        records: Those of the stages ``plain`` and ``strengths``.
+
+    Returns:
+        The configuration, with the first of the tuning seeds.
+
+    Raises:
+        ExperimentError: See `choose_plain`.
+    """
+    row = Row(PLAIN, setting.base, _fixed(choose_plain(protocol, setting, records)))
+    (point,) = row.points()
+    return dataclasses.replace(point.config, name=NAME, seed=protocol.tuning_seeds[0])
+
+
+def time_ratio(setting: Setting, method: str, records: Mapping[str, Record]) -> TimeRatio | None:
+    """Look up how long a step of a finalist takes, in steps of plain training.
 
     Args:
         setting: The setting.
         method: Label of the finalist.
-        records: Those of the stage ``finalists``, some of which may be missing.
+        records: The records, by run.
 
     Returns:
-        The median over the seeds of the ratio of the median step times, of runs on one kind of
-        device; `None` if no seed has both.
+        What was measured in the stage ``times``; `None` if nothing was.
     """
-    times: dict[str, dict[tuple[int, str], float]] = {method: {}, PLAIN: {}}
+    if method == PLAIN:
+        return TimeRatio(1.0, 1.0, 1.0)
     for record in records.values():
-        is_wanted = (record.stage, record.setting) == ("finalists", setting.name)
-        step_time = record.figures.get("median_step_time")
-        if is_wanted and record.method in times and step_time is not None:
-            device = str(record.environment.get("device"))
-            times[record.method][record.seed, device] = step_time
-    ratios = [
-        step_time / times[PLAIN][run]
-        for run, step_time in times[method].items()
-        if run in times[PLAIN]
-    ]
-    return statistics.median(ratios) if ratios else None
-
-
-def is_timed(protocol: Protocol, run: StudyRun) -> bool:
-    """Tell whether a run must have its device for itself, so that its steps can be timed.
-
-    Args:
-        protocol: The protocol.
-        run: The run.
-
-    Returns:
-        Whether it is one of the last two seeds of a finalist: the time of a method is theirs, where
-        other runs are trained together.
-    """
-    return run.stage == "finalists" and run.config.seed in protocol.finalist_seeds[-_TIMED_SEEDS:]
+        if (record.stage, record.setting, record.method) == ("times", setting.name, method):
+            figures = record.figures
+            return TimeRatio(figures[RATIO], figures[f"{RATIO}_least"], figures[f"{RATIO}_most"])
+    return None
 
 
 def with_method(setting: Setting, method: Method) -> TrainConfig:
@@ -388,17 +406,27 @@ def _finalists(protocol: Protocol, setting: Setting, records: Mapping[str, Recor
     ]
 
 
+def _times(protocol: Protocol, setting: Setting, records: Mapping[str, Record]) -> list[_Group]:
+    return [
+        _group("times", setting, finalist, finalist.values)
+        for finalist in choose_finalists(protocol, setting, records)
+        if finalist.label != PLAIN
+    ]
+
+
 def _equal_time(
     protocol: Protocol, setting: Setting, records: Mapping[str, Record]
 ) -> list[_Group]:
     groups = []
     for finalist in choose_finalists(protocol, setting, records):
         ratio = time_ratio(setting, finalist.label, records)
-        epochs = setting.base.epochs if ratio is None else round(setting.base.epochs / ratio)
+        if ratio is None:
+            raise ExperimentError(f"there is no time of {finalist.label} in {setting.name!r}")
+        epochs = round(setting.base.epochs / ratio.median)
         if epochs < 1:
             raise ExperimentError(
-                f"{finalist.label} in {setting.name!r} takes {ratio:.3g} times plain training's "
-                f"{setting.base.epochs} epochs: not one epoch of it takes as long"
+                f"{finalist.label} in {setting.name!r} takes {ratio.median:.3g} times plain "
+                f"training's {setting.base.epochs} epochs: not one epoch of it takes as long"
             )
         if epochs < setting.base.epochs:
             values = finalist.values | {"epochs": epochs}

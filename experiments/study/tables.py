@@ -9,7 +9,7 @@ from experiments.report.tables import NOTHING, Table
 from experiments.strength.report import holm
 from experiments.study.protocol import PLAIN, Protocol, Setting
 from experiments.study.records import Record
-from experiments.study.stages import STAGES, StagePlan, StudyRun, time_ratio
+from experiments.study.stages import STAGES, StagePlan, StudyRun, TimeRatio, time_ratio
 from experiments.study.statistics import (
     Difference,
     correlation,
@@ -41,8 +41,8 @@ _FINALISTS_REMARK = (
     "Mean ± standard error over n seeds, at the last epoch. Runs that diverged are counted, and "
     "are in no mean. Curvature is that of the mean loss of training examples in evaluation mode. "
     "The relative trace is the sum over the arrays of the params of ‖θ_l‖² tr(G_l) / n_l, which "
-    "does not depend on the scale of the weights. The time is the median over the seeds of the "
-    "ratio of the median step times."
+    "does not depend on the scale of the weights. The time is that of a step, in steps "
+    "of plain training: the median, least and most of epochs of both that were trained in turn."
 )
 _PAIRS_REMARK = (
     "Means ± standard errors; mean paired differences ± half of their 95 % t-interval. n is the "
@@ -213,7 +213,7 @@ def finalists_table(setting: Setting, plan: StagePlan, records: Mapping[str, Rec
                 method,
                 describe_values(_own_values(setting, there[0])),
                 *cells,
-                NOTHING if ratio is None else f"{ratio:.2f}",
+                _show_ratio(ratio),
                 _count(there),
                 _diverged(there),
             ]
@@ -294,7 +294,7 @@ def rival_table(
                 _difference(difference, figure),
                 f"{p_value:.2g}",
                 _difference(loss, _TEST_LOSS),
-                f"{ratio / rival_ratio:.2f}" if ratio and rival_ratio else NOTHING,
+                f"{ratio.median / rival_ratio.median:.2f}" if ratio and rival_ratio else NOTHING,
                 str(difference.num_pairs),
                 _diverged(methods[method]),
             ]
@@ -343,7 +343,8 @@ def equal_time_table(
     for method, there in _by_method(plan, records).items():
         epochs = there[0].values["epochs"]
         ratio = time_ratio(setting, method, records)
-        time = NOTHING if ratio is None else f"{ratio * epochs / setting.base.epochs:.2f}"
+        share = epochs / setting.base.epochs
+        time = NOTHING if ratio is None else f"{ratio.median * share:.2f}"
         compared.append(((method, str(epochs), time), there, plain))
     dearer = {PLAIN, *(run.method for run in plan.runs)}
     cheap = [method for method in finalists if method not in dearer]
@@ -590,6 +591,14 @@ def _incomplete(plan: StagePlan, records: Mapping[str, Record]) -> list[str]:
     if done == total:
         return []
     return [f"Incomplete: {done} of {total} runs. What is there may change."]
+
+
+def _show_ratio(ratio: TimeRatio | None) -> str:
+    if ratio is None:
+        return NOTHING
+    if ratio.least == ratio.most:
+        return f"{ratio.median:.2f}"
+    return f"{ratio.median:.2f} ({ratio.least:.2f} to {ratio.most:.2f})"
 
 
 def _count(records: Sequence[Record]) -> str:

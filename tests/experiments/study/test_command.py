@@ -23,6 +23,7 @@ from experiments.study.command import StudyConfig
 from experiments.study.records import append_record, read_records
 from experiments.study.report import write_study_report
 from experiments.study.stages import TUNING, plan_stage
+from experiments.study.step_times import compare_step_times
 from experiments.training.logging import TOGETHER
 from experiments.training.loop import train
 from experiments.training.run_directory import claim_run_directory, write_result
@@ -41,7 +42,9 @@ def test_all_stages_are_worked_off_one_after_the_other(place, console):
     stages = [record.stage for record in records.values()]
     assert {stage: stages.count(stage) for stage in stages} == NUM_RUNS
     assert stages == [stage for stage, number in NUM_RUNS.items() for _ in range(number)]
-    assert [run for run, _ in begun(place[0])] == list(records)
+    assert [run for run, _ in begun(place[0])] == [
+        run for run, record in records.items() if record.stage != "times"
+    ]
     text = console.file.getvalue()
     for stage, number in NUM_RUNS.items():
         assert f"Stage {stage}: 0 of {number} runs are recorded." in text
@@ -51,6 +54,8 @@ def test_all_stages_are_worked_off_one_after_the_other(place, console):
 def test_test_figures_are_written_of_tested_runs_alone(place):
     work(*place)
     for record in read_records(place[1]).values():
+        if record.stage == "times":
+            continue
         tested = record.stage not in TUNING
         assert ("test_accuracy" in record.figures) == tested
         assert ("calibration_error" in record.figures) == tested
@@ -183,7 +188,8 @@ def test_two_processes_share_the_work(place):
     assert [worker.wait() for worker in workers] == [0, 0]
     assert len(read_records(records)) == sum(NUM_RUNS.values())
     runs = begun(output_dir)
-    assert len({run for run, _ in runs}) == len(runs) == sum(NUM_RUNS.values())
+    num_trained = sum(NUM_RUNS.values()) - NUM_RUNS["times"]
+    assert len({run for run, _ in runs}) == len(runs) == num_trained
     assert len({process for _, process in runs}) == 2
 
 
@@ -207,13 +213,16 @@ def trained_together(monkeypatch):
 def test_runs_of_one_method_are_trained_together(place, trained_together, console):
     output_dir, records = place
     work(output_dir, records, together=3, console=console)
-    # The last two seeds of the finalists are timed, and what comes after is planned by their times.
-    assert "8 runs are left to the same command without --together" in console.file.getvalue()
-    assert len(read_records(records)) == NUM_RUNS["plain"] + NUM_RUNS["strengths"] + 4
-    work(output_dir, records, stages=("finalists",))
+    # What comes after the times is planned by them.
+    assert "The times of steps are left to the same command without" in console.file.getvalue()
+    assert len(read_records(records)) == sum(
+        NUM_RUNS[stage] for stage in ("plain", "strengths", "finalists")
+    )
+    work(output_dir, records, stages=("times",))
     work(output_dir, records, together=3)
     done = read_records(records)
-    assert len(done) == len(begun(output_dir)) == sum(NUM_RUNS.values())
+    assert len(done) == sum(NUM_RUNS.values())
+    assert len(begun(output_dir)) == len(done) - NUM_RUNS["times"]
     assert max(map(len, trained_together)) == 3
     for directories in trained_together:
         rows = {directory.relative_to(output_dir).parts[1] for directory in directories}
@@ -221,10 +230,8 @@ def test_runs_of_one_method_are_trained_together(place, trained_together, consol
     together = {str(each.relative_to(output_dir)) for call in trained_together for each in call}
     for run, record in done.items():
         assert (TOGETHER in record.figures) == (run in together)
-        for name in ("seconds", "training_seconds", "median_step_time"):
-            assert (name in record.figures) == (run not in together)
-    alone = {(record.stage, record.seed) for run, record in done.items() if run not in together}
-    assert alone == {("finalists", 1), ("finalists", 2)}
+        assert (run in together) == (record.stage != "times")
+        assert not {"seconds", "training_seconds", "median_step_time"} & record.figures.keys()
 
 
 def test_runs_that_diverge_together_have_records_and_are_not_trained_again(
@@ -271,6 +278,31 @@ def test_a_method_that_another_process_is_at_is_left_to_it(place, trained_togeth
     assert len(read_records(records)) == NUM_RUNS["plain"]
 
 
+def test_times_are_compared_with_plain_training_as_it_was_tuned(place):
+    compared = []
+
+    def compare(config, plain, console):
+        compared.append((config, plain))
+        return study_worker.compare(config, plain, console)
+
+    work(*place, stages=("plain", "strengths", "finalists", "times"), compare=compare)
+    done = read_records(place[1])
+    assert len(compared) == NUM_RUNS["times"]
+    for (config, plain), record in zip(compared, list(done.values())[-3:], strict=True):
+        assert record.stage == "times"
+        assert record.figures["step_time_ratio"] == 2.0
+        assert config.method != ()
+        assert dataclasses.replace(config, method=()) == plain
+
+
+def test_no_times_are_compared_when_the_time_is_over(place, console, monkeypatch):
+    output_dir, records = place
+    work(output_dir, records, stages=("plain", "strengths", "finalists"))
+    monkeypatch.setattr(command, "_deadline", lambda _: 0.0)
+    work(output_dir, records, stages=("times",), compare=pytest.fail, console=console)
+    assert "The time is over, and runs/times-digits" in console.file.getvalue()
+
+
 @contextlib.contextmanager
 def owner_lock_of_another_process(path):
     with path.open("a+") as file:  # another open file is what another process has
@@ -304,7 +336,7 @@ def test_a_small_study_is_trained_from_its_start_to_the_report(place, console, m
     protocol = dataclasses.replace(
         PROTOCOL, settings=(setting,), tuning_seeds=(100,), finalist_seeds=(0, 1)
     )
-    work(output_dir, records, run=train, protocol=protocol)
+    work(output_dir, records, run=train, protocol=protocol, compare=compare_step_times)
     tested = [each for each in read_records(records).values() if each.stage == "finalists"]
     assert len(tested) == 6
     assert not any(record.diverged for record in tested)

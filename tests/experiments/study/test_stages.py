@@ -15,6 +15,7 @@ from experiments.study.stages import (
     STAGES,
     choose_finalists,
     choose_plain,
+    plain_finalist,
     plan_stage,
     plan_study,
     time_ratio,
@@ -132,17 +133,22 @@ def test_a_method_that_diverged_everywhere_is_no_finalist(records_up_to):
     assert labels == [PLAIN, "Gauss-Newton SEHT-H"]
 
 
-def test_time_is_compared_seed_by_seed(records_up_to):
+def test_the_time_of_a_method_is_that_of_the_stage_times(records_up_to):
     records = records_up_to("equal-time")
-    assert time_ratio(SETTING, "SAM", records) == 2
-    assert time_ratio(SETTING, PLAIN, records) == 1
-    slow = changed(
-        records,
-        lambda record: record.seed == 1 and record.stage == "finalists",
-        median_step_time=5.0,
-    )
-    assert time_ratio(SETTING, "SAM", slow) == 2  # of both, on a busy machine
-    assert time_ratio(SETTING, "SAM", records_up_to("finalists")) is None
+    assert time_ratio(SETTING, "SAM", records) == (2, 1.9, 2.1)
+    assert time_ratio(SETTING, PLAIN, records) == (1, 1, 1)
+    assert time_ratio(SETTING, "SAM", records_up_to("times")) is None
+
+
+def test_steps_are_timed_at_the_settings_and_a_seed_at_which_no_run_diverged(records_up_to):
+    records = records_up_to("times")
+    plan = plan_stage(PROTOCOL, SETTING, "times", records)
+    assert [run.method for run in plan.runs] == ["SAM", "Gauss-Newton SEHT-H", "SEHT-H"]
+    assert {run.config.seed for run in plan.runs} == {100}
+    plain = plain_finalist(PROTOCOL, SETTING, records)
+    for run in plan.runs:
+        assert run.config.method == run.config.method[:1]
+        assert dataclasses.replace(run.config, method=()) == plain
 
 
 @pytest.mark.parametrize(("factor", "epochs"), [(2.0, 2), (1.4, 3), (1.05, None), (0.9, None)])
@@ -151,8 +157,8 @@ def test_dearer_methods_have_as_many_epochs_as_take_plain_trainings_time(
 ):
     records = changed(
         records_up_to("equal-time"),
-        lambda record: record.method == "SAM" and record.stage == "finalists",
-        median_step_time=0.01 * factor,
+        lambda record: record.method == "SAM" and record.stage == "times",
+        step_time_ratio=factor,
     )
     plan = plan_stage(PROTOCOL, SETTING, "equal-time", records)
     assert {run.config.epochs for run in plan.runs if run.method == "SAM"} == (
@@ -164,8 +170,8 @@ def test_dearer_methods_have_as_many_epochs_as_take_plain_trainings_time(
 def test_a_method_of_which_not_one_epoch_takes_that_time_is_an_error(records_up_to):
     records = changed(
         records_up_to("equal-time"),
-        lambda record: record.method == "SAM" and record.stage == "finalists",
-        median_step_time=0.1,
+        lambda record: record.method == "SAM" and record.stage == "times",
+        step_time_ratio=10.0,
     )
     with pytest.raises(ExperimentError, match="SAM in 'digits' takes 10 times"):
         plan_stage(PROTOCOL, SETTING, "equal-time", records)
