@@ -57,13 +57,12 @@ PROTOCOL = Protocol(
         examples=50, trace_probes=2, eigenvalue_examples=50, eigenvalue_products=3
     ),
 )
-# 2 points; 8 strengths; 4 finalists; the times of 3 of them, all dearer than plain training; 3
-# methods.
+# 2 points; 8 strengths; 4 finalists, 3 of them dearer than plain training; 3 methods.
 NUM_RUNS = {
     "plain": 2 * 2,
     "strengths": 8 * 2,
-    "finalists": 4 * 3,
     "times": 3,
+    "finalists": 4 * 3,
     "equal-time": 3 * 3,
     "conditions": 3 * 2,
 }

@@ -4,10 +4,10 @@ Choices are made by validation figures of the tuning seeds alone.
 
 1. ``plain``: a grid of plain training, at the tuning seeds.
 2. ``strengths``: each method at its strengths, with what was chosen for plain training.
-3. ``finalists``: plain training, the rival, the recommended form and the best others, at the
-   strength that was chosen, tested. Runs of one seed start from the same weights and see the same
+3. ``times``: how long a step of each finalist takes, in plain training's. Finalists are plain
+   training, the rival, the recommended form and the best others, at the strength that was chosen.
+4. ``finalists``: these, tested. Runs of one seed start from the same weights and see the same
    batches.
-4. ``times``: how long a step of each finalist takes, in plain training's.
 5. ``equal-time``: those that are dearer than plain training, in as many epochs as take its time.
 6. ``conditions``: plain training, the rival and the recommended form where something is different.
 """
@@ -24,7 +24,7 @@ from experiments.study.records import Record
 from experiments.sweep.definition import Row, more_is_better
 from experiments.training.run_directory import CHECKSUM
 
-STAGES = ("plain", "strengths", "finalists", "times", "equal-time", "conditions")
+STAGES = ("plain", "strengths", "times", "finalists", "equal-time", "conditions")
 TUNING = frozenset({"plain", "strengths"})
 """The stages by which choices are made; all others are tested."""
 
@@ -161,9 +161,9 @@ def plan_stage(
     groups, seeds = {
         "plain": lambda: (_plain(setting), protocol.tuning_seeds),
         "strengths": lambda: (_strengths(protocol, setting, records), protocol.tuning_seeds),
-        "finalists": lambda: (_finalists(protocol, setting, records), protocol.finalist_seeds),
         # Its chosen strength has diverged at no tuning seed.
         "times": lambda: (_times(protocol, setting, records), protocol.tuning_seeds[:1]),
+        "finalists": lambda: (_finalists(protocol, setting, records), protocol.finalist_seeds),
         "equal-time": lambda: (_equal_time(protocol, setting, records), protocol.finalist_seeds),
         "conditions": lambda: (_conditions(protocol, setting, records), protocol.condition_seeds),
     }[stage]()
@@ -399,18 +399,18 @@ def _strengths(protocol: Protocol, setting: Setting, records: Mapping[str, Recor
     ]
 
 
-def _finalists(protocol: Protocol, setting: Setting, records: Mapping[str, Record]) -> list[_Group]:
-    return [
-        _group("finalists", setting, finalist, finalist.values)
-        for finalist in choose_finalists(protocol, setting, records)
-    ]
-
-
 def _times(protocol: Protocol, setting: Setting, records: Mapping[str, Record]) -> list[_Group]:
     return [
         _group("times", setting, finalist, finalist.values)
         for finalist in choose_finalists(protocol, setting, records)
         if finalist.label != PLAIN
+    ]
+
+
+def _finalists(protocol: Protocol, setting: Setting, records: Mapping[str, Record]) -> list[_Group]:
+    return [
+        _group("finalists", setting, finalist, finalist.values)
+        for finalist in choose_finalists(protocol, setting, records)
     ]
 
 

@@ -213,11 +213,9 @@ def trained_together(monkeypatch):
 def test_runs_of_one_method_are_trained_together(place, trained_together, console):
     output_dir, records = place
     work(output_dir, records, together=3, console=console)
-    # What comes after the times is planned by them.
+    # What comes after the times waits for them.
     assert "The times of steps are left to the same command without" in console.file.getvalue()
-    assert len(read_records(records)) == sum(
-        NUM_RUNS[stage] for stage in ("plain", "strengths", "finalists")
-    )
+    assert len(read_records(records)) == sum(NUM_RUNS[stage] for stage in ("plain", "strengths"))
     work(output_dir, records, stages=("times",))
     work(output_dir, records, together=3)
     done = read_records(records)
@@ -285,7 +283,7 @@ def test_times_are_compared_with_plain_training_as_it_was_tuned(place):
         compared.append((config, plain))
         return study_worker.compare(config, plain, console)
 
-    work(*place, stages=("plain", "strengths", "finalists", "times"), compare=compare)
+    work(*place, stages=("plain", "strengths", "times"), compare=compare)
     done = read_records(place[1])
     assert len(compared) == NUM_RUNS["times"]
     for (config, plain), record in zip(compared, list(done.values())[-3:], strict=True):
@@ -297,7 +295,7 @@ def test_times_are_compared_with_plain_training_as_it_was_tuned(place):
 
 def test_no_times_are_compared_when_the_time_is_over(place, console, monkeypatch):
     output_dir, records = place
-    work(output_dir, records, stages=("plain", "strengths", "finalists"))
+    work(output_dir, records, stages=("plain", "strengths"))
     monkeypatch.setattr(command, "_deadline", lambda _: 0.0)
     work(output_dir, records, stages=("times",), compare=pytest.fail, console=console)
     assert "The time is over, and runs/times-digits" in console.file.getvalue()
