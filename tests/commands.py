@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 
-import compilation
-
 # Ten steps an epoch, whose checkpoints are all kept.
 TRAIN = [
     "-m", "experiments", "train", "digits", "--width", "2", "--epochs", "1", "--batch-size", "100",
@@ -39,9 +37,7 @@ def start(checkout, arguments, num_devices=1, **environment):
             "PYTHONPATH": str(checkout),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": " ".join(
-                [f"--xla_force_host_platform_device_count={num_devices}", *compilation.FLAGS]
-            ),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
             **environment,
         },
         stdout=subprocess.PIPE,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -178,7 +180,8 @@ class Checkpoints:
             OSError: If they can not be read now, for a reason that is not in them.
         """
         self.finish()
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_tree(like, best))
+        wanted = _to_tree(like, best)
+        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
         found = None
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -200,7 +203,7 @@ class Checkpoints:
                 f"{self._damaged}. Put a good copy in their place to go on from it. To begin the "
                 "run anew, move that directory away, and give the same command."
             )
-        return None if found is None else _from_tree(found)
+        return None if found is None else _from_tree(jax.tree.map(_commit_as, found, wanted))
 
     def _read(self, step: int, template: PyTree) -> PyTree:
         """Read one checkpoint.
@@ -333,6 +336,20 @@ def _from_tree(tree: Mapping[str, Any]) -> tuple[TrainState, Best | None]:
     )
     state = state._replace(key=jax.random.wrap_key_data(state.key))
     return state, Best(**tree["best"]) if "best" in tree else None
+
+
+def _commit_as(array: Array, like: Array) -> Array:
+    """Free an array of its device, unless the other is bound to one.
+
+    Orbax binds all that it reads, and a step of bound arrays is another program: it would be
+    compiled again, and need not round alike.
+    """
+    if like.committed:
+        return array
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = jnp.asarray(np.asarray(jax.random.key_data(array)))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    return jnp.asarray(np.asarray(array))
 
 
 def _differ(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

@@ -16,15 +16,15 @@ from experiments.regularizers import SehtD
 
 @pytest.fixture(autouse=True)
 def enable_x64():
-    """Leave float64 off, as in a real run; dtypes are strict."""
-    with jax.numpy_dtype_promotion("strict"):
-        yield
+    """Leave float64 off, as in a real run."""
 
 
 @pytest.fixture(scope="package", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Spend less on compilation, and compile what several tests have in common only once."""
+    """Be strict with dtypes; compile faster, and what several tests have in common only once."""
     settings = {
+        # Here, so that fixtures of a module compile the same programs as its tests.
+        "jax_numpy_dtype_promotion": "strict",
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,

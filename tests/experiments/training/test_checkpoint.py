@@ -97,6 +97,19 @@ def test_what_is_written_is_read_back(tmp_path, best):
     chex.assert_trees_all_equal(best_found, best)
 
 
+def test_what_is_read_is_bound_to_a_device_only_where_it_is_wanted_there(tmp_path):
+    bound = STATE._replace(params=jax.device_put(STATE.params, jax.devices()[0]))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(STATE)
+        for wanted in (blank(), blank()._replace(params=bound.params)):
+            found, _ = checkpoints.restore(wanted, warn=pytest.fail)
+            check(found)
+            assert jax.tree.map(lambda array: array.committed, found) == jax.tree.map(
+                lambda array: array.committed, wanted
+            )
+    assert not any(array.committed for array in jax.tree.leaves(blank()))
+
+
 def test_no_free_memory_is_kept_when_one_is_complete(tmp_path, spare_memory):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(STATE)
