@@ -183,10 +183,9 @@ class _Worker:
         planned = {
             key: plan_run(run, config.output_dir, config.data_dir) for key, run in runs.items()
         }
-        keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
-
         if stage == "times":
             return self._compare_times(runs, planned, records)
+        keys = {each.config.resolved_run_dir: key for key, each in planned.items()}
 
         def carry_out(settings: TrainConfig, train: RunFunction, console: Console) -> Outcome:
             key = keys[settings.resolved_run_dir]
