@@ -19,12 +19,17 @@ def enable_x64():
     """Leave float64 off, as in a real run."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def strict_dtypes():
+    """Be strict with dtypes, in fixtures of a module too: they compile the tests' programs."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture(scope="package", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Be strict with dtypes; compile faster, and what several tests have in common only once."""
+    """Compile faster, and what several tests have in common only once."""
     settings = {
-        # Here, so that fixtures of a module compile the same programs as its tests.
-        "jax_numpy_dtype_promotion": "strict",
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
