@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import compilation
+
 # Ten steps an epoch, whose checkpoints are all kept.
 TRAIN = [
     "-m", "experiments", "train", "digits", "--width", "2", "--epochs", "1", "--batch-size", "100",
@@ -37,7 +39,9 @@ def start(checkout, arguments, num_devices=1, **environment):
             "PYTHONPATH": str(checkout),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": " ".join(
+                [f"--xla_force_host_platform_device_count={num_devices}", *compilation.FLAGS]
+            ),
             **environment,
         },
         stdout=subprocess.PIPE,

@@ -2,13 +2,13 @@
 
 import os
 
+import compilation
+
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Compiling is what takes the tests' time.
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
+        *compilation.FLAGS,
     ]
 )
 
