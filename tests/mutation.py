@@ -5,6 +5,7 @@ that returns whether the input was refused, by an error that is meant; every oth
 failure of the test, and so is input of which no change, or every one, is refused.
 """
 
+import copy
 import json
 import random
 
@@ -180,7 +181,8 @@ def _changed(random, value):
 def _other(random, value):
     if isinstance(value, int | float) and not isinstance(value, bool) and random.random() < 0.5:
         return random.choice([-value, 10 * value, value + 1, value / 2, str(value)])
-    return random.choice(random.choice([STRINGS, NUMBERS, CONSTANTS, CONTAINERS]))
+    # A copy: a container may be changed next, or be put into itself.
+    return copy.deepcopy(random.choice(random.choice([STRINGS, NUMBERS, CONSTANTS, CONTAINERS])))
 
 
 def _paths(value, path=()):

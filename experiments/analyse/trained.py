@@ -1,10 +1,13 @@
 """The network that a finished run left in its directory."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from experiments.config import TrainConfig, complete_settings, from_json
@@ -20,9 +23,16 @@ from experiments.errors import (
 from experiments.regularizers import describe_method
 from experiments.sweep.outcome import read_outcome
 from experiments.sweep.plan import PLAN
-from experiments.training.checkpoint import Checkpoints
-from experiments.training.loop import CHECKPOINTS, build_experiment
+from experiments.tasks.build import build_task
+from experiments.training.checkpoint import Best, Checkpoints
+from experiments.training.loop import CHECKPOINTS
 from experiments.training.run_directory import CHECKSUM, data_checksum, read_settings
+from experiments.training.state import (
+    TrainState,
+    evaluation_params,
+    init_state,
+    make_optimizer,
+)
 
 
 class FinishedRun(NamedTuple):
@@ -152,9 +162,11 @@ def load_network(
             f"{run.directory} has no weights: {place} is empty, or not there. Copy it from where "
             "the run was made, or train the network again in another directory."
         )
-    experiment = build_experiment(run.config, data)
-    state = experiment.init(run.config.seed)
-    best = experiment.no_best(state) if run.config.reported == "best" else None
+    state = blank_state(run.config, data)
+    best = None
+    if run.config.reported == "best":
+        number = jnp.zeros((), jnp.int32)
+        best = Best(number, jnp.zeros((), jnp.float32), state.params, state.network_state)
     try:
         with Checkpoints(place, settings=run.settings) as checkpoints:
             restored = checkpoints.restore(state, best, warn=warn)
@@ -171,4 +183,23 @@ def load_network(
     state, best = restored
     if best is not None:
         return TrainedNetwork(best.params, best.network_state)
-    return TrainedNetwork(experiment.evaluation_params(state), state.network_state)
+    params = evaluation_params(run.config.method, state)
+    return TrainedNetwork(params, state.network_state)
+
+
+def blank_state(config: TrainConfig, data: Dataset | Corpus) -> TrainState:
+    """Make a state that a checkpoint of a run can be read into.
+
+    Nothing is computed, so no method looks at the network first, which takes long for some.
+
+    Args:
+        config: The configuration of the run.
+        data: The data.
+
+    Returns:
+        Zeros, in the structure, shapes and dtypes of the run's states.
+    """
+    task = build_task(config, data, config.method)
+    tx = make_optimizer(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
+    shapes = jax.eval_shape(functools.partial(init_state, task, tx, config.seed, config.method))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -63,6 +63,7 @@ from experiments.training.run_directory import (
 from experiments.training.state import (
     TrainState,
     check_accumulation,
+    evaluation_params,
     init_state,
     make_optimizer,
 )
@@ -273,10 +274,7 @@ class Experiment:
         Returns:
             The params of the state, unless a method has others.
         """
-        params = state.params
-        for part in self.config.method:
-            params = part.evaluation_params(params, state.opt_state)
-        return params
+        return evaluation_params(self.config.method, state)
 
     def no_best(self, state: TrainState) -> Best:
         """Return the best epoch of a run that has had none.

@@ -216,3 +216,19 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         key=run_key,
     )
+
+
+def evaluation_params(method: Sequence[Regularizer], state: TrainState) -> PyTree:
+    """Choose the params at which a network is evaluated.
+
+    Args:
+        method: The regularizers that it is trained with.
+        state: Any state of the run.
+
+    Returns:
+        The params of the state, unless a method has others.
+    """
+    params = state.params
+    for part in method:
+        params = part.evaluation_params(params, state.opt_state)
+    return params

@@ -11,9 +11,16 @@ from analysed_runs import PLAIN
 from known_sweep import FINISHED
 from mutation import check_cases, many, mutated_json, refusal
 
-from experiments.analyse.trained import load_network, load_run_data, read_finished_run
+from experiments.analyse.trained import (
+    blank_state,
+    load_network,
+    load_run_data,
+    read_finished_run,
+)
 from experiments.config import from_json, to_json
 from experiments.errors import DamagedFileError, ExperimentError, SettingError
+from experiments.regularizers import Cutout
+from experiments.regularizers.registry import REGULARIZERS
 from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.loop import CHECKPOINTS, build_experiment
@@ -47,6 +54,18 @@ def test_the_best_epoch_is_looked_at_where_the_run_reports_it(tmp_path, digits):
     write_result(config.run_dir, FINISHED)
     network = load_network(read_finished_run(config.run_dir, None), digits, pytest.fail)
     chex.assert_trees_all_equal(network.params, best.params)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_a_checkpoint_of_every_method_fits_a_state_that_is_made_without_a_computation(
+    name, tiny_digits, monkeypatch
+):
+    method = Cutout(size=4) if name == "cutout" else REGULARIZERS[name]()
+    config = dataclasses.replace(PLAIN, batch_size=20, method=(method,))
+    expected = build_experiment(config, tiny_digits).init(0)
+    monkeypatch.setattr(REGULARIZERS[name], "at_start", None)
+    found = blank_state(config, tiny_digits)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
 
 
 @pytest.mark.parametrize(
