@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from experiments.config import TrainConfig, complete_settings, from_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
-from experiments.data.load import load_data
+from experiments.data.load import LoadFunction, load_data
 from experiments.errors import (
     DamagedCheckpointError,
     DamagedFileError,
@@ -116,11 +116,12 @@ def read_finished_run(directory: Path, data_dir: Path | None) -> FinishedRun:
     return FinishedRun(directory, settings, config, outcome.result)
 
 
-def load_run_data(run: FinishedRun) -> Dataset | Corpus:
+def load_run_data(run: FinishedRun, load: LoadFunction = load_data) -> Dataset | Corpus:
     """Load the data that a run was trained on.
 
     Args:
         run: The run.
+        load: Loads data.
 
     Returns:
         The data.
@@ -129,7 +130,7 @@ def load_run_data(run: FinishedRun) -> Dataset | Corpus:
         MissingDataError: If they are not there.
         SettingError: If they are others than those that the run saw.
     """
-    data = load_data(run.config.data)
+    data = load(run.config.data)
     trained_on = run.settings.get(CHECKSUM)
     if trained_on is not None and trained_on != data_checksum(data):
         raise SettingError(

@@ -1,5 +1,9 @@
 """From the name of a data set to the data set."""
 
+import functools
+from collections.abc import Callable
+from typing import TypeAlias
+
 from experiments.config import DataConfig, TextConfig
 from experiments.data.cifar import VALIDATION_SIZE, load_cifar
 from experiments.data.corpus import Corpus
@@ -8,6 +12,8 @@ from experiments.data.digits import load_digits
 from experiments.data.label_noise import with_label_noise
 from experiments.data.pydoc import load_pydoc_corpus
 from experiments.data.wikitext import load_wikitext2
+
+LoadFunction: TypeAlias = Callable[[DataConfig | TextConfig], Dataset | Corpus]
 
 
 def load_data(config: DataConfig | TextConfig) -> Dataset | Corpus:
@@ -24,6 +30,25 @@ def load_data(config: DataConfig | TextConfig) -> Dataset | Corpus:
         SettingError: If there are fewer than are asked for.
     """
     return load_corpus(config) if isinstance(config, TextConfig) else load_dataset(config)
+
+
+@functools.lru_cache(maxsize=1)
+def load_data_once(config: DataConfig | TextConfig) -> Dataset | Corpus:
+    """Load data, unless this process has loaded the same last: for many runs one after another.
+
+    Files that have changed meanwhile are not noticed.
+
+    Args:
+        config: Which, and where they are.
+
+    Returns:
+        The data.
+
+    Raises:
+        MissingDataError: If the files are not there, can not be read, or are another data set.
+        SettingError: If there are fewer than are asked for.
+    """
+    return load_data(config)
 
 
 def load_dataset(config: DataConfig) -> Dataset:

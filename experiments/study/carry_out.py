@@ -20,7 +20,7 @@ from experiments.analyse.trained import (
 from experiments.config import TrainConfig, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
-from experiments.data.load import load_data
+from experiments.data.load import load_data_once
 from experiments.environment import describe_environment
 from experiments.study.measure import prepare_measurement
 from experiments.study.protocol import Measurement
@@ -98,7 +98,8 @@ def carry_out_and_record(
     if outcome.result is not None:
         figures = select_figures(outcome.result, tested=run.stage not in TUNING)
         if data is None:
-            data = load_run_data(read_finished_run(directory, planned.config.data.data_dir))
+            finished = read_finished_run(directory, planned.config.data.data_dir)
+            data = load_run_data(finished, load_data_once)
         divergence = no_better_than_chance(figures, data)
         if run.stage not in TUNING and not divergence:
             console.print("Measuring the trained network.")
@@ -203,7 +204,7 @@ def _measurement_of(
     config: TrainConfig, measurement: Measurement
 ) -> Callable[[TrainedNetwork], dict[str, float]]:
     """Prepare a measurement, unless the network that was measured last had the same."""
-    data = load_data(config.data)
+    data = load_data_once(config.data)
     return prepare_measurement(build_task(config, data), data, measurement)
 
 

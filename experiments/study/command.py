@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from experiments.config import TrainConfig
-from experiments.data.load import load_data
+from experiments.data.load import load_data_once
 from experiments.environment import git_commit
 from experiments.errors import DivergedError, ExperimentError, SettingError, option
 from experiments.file_lock import owner_lock
@@ -41,7 +41,7 @@ from experiments.sweep.plan import PlannedRun
 from experiments.sweep.queue import RunQueue
 from experiments.sweep.storage_url import parse_storage_url, sqlite_url
 from experiments.sweep.worker import work
-from experiments.training.loop import train
+from experiments.training.loop import train_next
 from experiments.training.together import is_begun_alone, train_together
 
 SETTINGS = tuple(setting.name for setting in PROTOCOL.settings)
@@ -101,7 +101,7 @@ def run_study(
     config: StudyConfig,
     console: Console,
     protocol: Protocol = PROTOCOL,
-    run: RunFunction = train,
+    run: RunFunction = train_next,
     compare: CompareTimes = compare_step_times,
 ) -> None:
     """Work on the study, stage by stage, until it is done; the same command goes on.
@@ -323,7 +323,7 @@ class _Worker:
         self._check_deadline(runs[0].key)
         configs = [planned[run.key].config for run in runs]
         self.say("\n".join(run.key for run in runs))
-        data = load_data(configs[0].data)
+        data = load_data_once(configs[0].data)
         # What diverged before, and lost its record, is not trained again.
         new = [config for config in configs if read_outcome(config.resolved_run_dir) is None]
         outcomes = train_together(new, data, self.console) if new else []

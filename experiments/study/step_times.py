@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from experiments.config import TrainConfig
-from experiments.data.load import load_data
+from experiments.data.load import load_data_once
 from experiments.study.stages import RATIO
 from experiments.training.loop import Experiment, Row, build_experiment
 
@@ -30,7 +30,7 @@ def compare_step_times(
         Seconds per step: ``plain_step_time`` and ``step_time``, medians over the epochs; and
         ``step_time_ratio``, the median of an epoch's ratio, with its ``_least`` and ``_most``.
     """
-    data = load_data(config.data)
+    data = load_data_once(config.data)
     experiments = [build_experiment(each, data) for each in (plain, config)]
     runs = [_stretches(each) for each in experiments]
     times = []

@@ -18,7 +18,7 @@ from experiments.sweep.plan import MOST_SEEDS, plan_runs, write_plan
 from experiments.sweep.queue import Progress, RunQueue
 from experiments.sweep.storage_url import parse_storage_url, sqlite_url
 from experiments.sweep.worker import work
-from experiments.training.loop import train
+from experiments.training.loop import train_next
 
 if TYPE_CHECKING:
     SweepName = str
@@ -79,7 +79,7 @@ class SweepConfig:
         return self.output_dir or Path("runs/sweeps") / self.sweep
 
 
-def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train) -> Progress:
+def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train_next) -> Progress:
     """Work on a sweep until all of its runs are done; the same command goes on.
 
     Args:

@@ -19,10 +19,10 @@ from rich.console import Console
 from experiments.config import TrainConfig
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
-from experiments.data.load import load_data
+from experiments.data.load import LoadFunction, load_data, load_data_once
 from experiments.errors import DivergedError, SettingError, option
 from experiments.regularizers import InitialNetwork, Regularizer, describe_method
-from experiments.tasks.base import SPLITS, Evaluator, Task
+from experiments.tasks.base import SPLITS, Evaluator, Metrics, Task
 from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Best, Checkpoints
 from experiments.training.devices import (
@@ -62,12 +62,15 @@ from experiments.training.run_directory import (
 )
 from experiments.training.state import (
     TrainState,
+    build_optimizer,
     check_accumulation,
     evaluation_params,
     init_state,
     make_optimizer,
+    with_methods,
 )
 from experiments.training.step import TrainStep, make_train_step
+from experiments.training.strengths import Strengths, strengths_of, with_strengths
 from seht_jax.curvature import Curvature
 
 Row: TypeAlias = dict[str, float]
@@ -80,12 +83,13 @@ RESTORES = 3
 """So often a run goes back to one checkpoint, each time with other random numbers."""
 
 
-def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+def train(config: TrainConfig, console: Console, load: LoadFunction = load_data) -> dict[str, Any]:
     """Train one network, or go on with a run that was interrupted.
 
     Args:
         config: The configuration; its run directory may hold an earlier part of the same run.
         console: Where progress is shown.
+        load: Loads the data.
 
     Returns:
         The result: figures of the reported weights, tr(H) and tr(G), steps and seconds.
@@ -103,7 +107,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """
     join_processes(config.devices)
     directory = config.resolved_run_dir
-    data = load_data(config.data)
+    data = load(config.data)
     check_fit(config, data)  # before a directory is made that would hold the wrong settings
     settings = in_turn(
         "claim the run directory", lambda: claim_run_directory(directory, config, data)
@@ -138,6 +142,22 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     return result
 
 
+def train_next(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Train one of many networks, as `train` does; data that the last one had are not loaded again.
+
+    Args:
+        config: The configuration.
+        console: Where progress is shown.
+
+    Returns:
+        The result, as `train` returns it.
+
+    Raises:
+        DivergedError: As `train` does, which may raise more.
+    """
+    return train(config, console, load_data_once)
+
+
 def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment":
     """Build network, optimizer and training step.
 
@@ -161,11 +181,31 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
     initial = functools.partial(_initial_network, task, placement, num_steps)
     method = tuple(part.at_start(initial) for part in config.method)
     tx = make_optimizer(config.optimizer, num_steps, method)
-    train_step = make_train_step(task, tx, method, config.on_divergence, placement)
+    train_step = _make_train_step(config, task, method, placement)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
     evaluator = build_task(config, data).evaluator()
     return Experiment(config, task, method, tx, train_step, evaluator, placement)
+
+
+def _make_train_step(
+    config: TrainConfig, task: Task, method: Sequence[Regularizer], placement: Placement
+) -> TrainStep:
+    """Build the training step, compiled once for all strengths where compilations are kept."""
+    optimizer = with_methods(config.optimizer, method)
+    num_steps = config.epochs * task.steps_per_epoch
+
+    @jax.jit
+    def train_step(
+        state: TrainState, data: PyTree, order: PyTree, strengths: Strengths
+    ) -> tuple[TrainState, Metrics]:
+        settings, parts = with_strengths(optimizer, method, strengths)
+        tx = build_optimizer(settings, num_steps, parts)
+        step = make_train_step(task, tx, parts, config.on_divergence, placement)
+        return step(state, data, order)
+
+    strengths = placement.everywhere(strengths_of(optimizer, method))
+    return functools.partial(train_step, strengths=strengths)
 
 
 def _initial_network(task: Task, placement: Placement, num_steps: int) -> InitialNetwork:

@@ -5,12 +5,11 @@ differ in their seeds and in numbers of the methods and of the optimizer; an epo
 """
 
 import contextlib
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +17,12 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.console import Console
 
-from experiments.config import DevicesConfig, OptimizerConfig, TrainConfig, to_json
+from experiments.config import DevicesConfig, TrainConfig, to_json
 from experiments.data.corpus import Corpus
 from experiments.data.dataset import Dataset
 from experiments.errors import DivergedError, ExperimentError, SettingError, option
 from experiments.models.convolution import convolution_as_product
-from experiments.regularizers import (
-    NSO,
-    SAM,
-    ConfidencePenalty,
-    Cutout,
-    LabelSmoothing,
-    Mixup,
-    SehtD,
-    SehtH,
-)
+from experiments.regularizers import SehtD
 from experiments.tasks.base import Metrics, Task
 from experiments.training.checkpoint import Checkpoints
 from experiments.training.divergence import describe_divergence, find_bad_steps
@@ -61,32 +51,9 @@ from experiments.training.run_directory import (
 )
 from experiments.training.state import TrainState, build_optimizer, with_methods
 from experiments.training.step import make_train_step
-
-# Arguments of the program, even where all runs have the same, so that a compilation that is kept
-# for some strengths serves for all.
-_STRENGTHS = frozenset(
-    {
-        (ConfidencePenalty, "weight"),
-        (Cutout, "size"),
-        (LabelSmoothing, "weight"),
-        (Mixup, "alpha"),
-        (NSO, "sigma"),
-        (OptimizerConfig, "learning_rate"),
-        (OptimizerConfig, "weight_decay"),
-        (SAM, "rho"),
-        (SehtD, "lam"),
-        (SehtH, "lam"),
-    }
-)
+from experiments.training.strengths import OPTIMIZER, Strengths, strengths_of, with_strengths
 
 _MAY_DIFFER = frozenset({"method", "optimizer.learning_rate", "optimizer.weight_decay"})
-
-_OPTIMIZER = -1
-
-Values: TypeAlias = dict[tuple[int, str], Any]
-"""Numbers in which runs may differ, by the place of the method, or `_OPTIMIZER`, and the field."""
-
-_Settings = TypeVar("_Settings")
 
 
 def train_together(
@@ -118,7 +85,7 @@ def train_together(
     """
     _check_alike(configs)
     experiments = _build(configs, data)
-    values = _stack_values(experiments)
+    strengths = _stack_strengths(experiments)
     directories = [config.resolved_run_dir for config in configs]
     with contextlib.ExitStack() as held, jax.default_matmul_precision("highest"):
         settings = []
@@ -135,7 +102,7 @@ def train_together(
         console.print(f"Training together: {len(new)} runs.", highlight=False)
         states, rows, errors = _train(
             [experiments[i] for i in new],
-            {place: numbers[jnp.asarray(new)] for place, numbers in values.items()},
+            {place: numbers[jnp.asarray(new)] for place, numbers in strengths.items()},
             console,
         )
         for k, i in enumerate(new):
@@ -240,7 +207,7 @@ def _check_alike(configs: Sequence[TrainConfig]) -> None:
 
 
 def _train(
-    experiments: Sequence[Experiment], values: Values, console: Console
+    experiments: Sequence[Experiment], strengths: Strengths, console: Console
 ) -> tuple[TrainState, list[list[tuple[int, Row]]], list[DivergedError | None]]:
     """Train to the last step; the states are stacked, with one step for all."""
     first = experiments[0]
@@ -257,7 +224,7 @@ def _train(
             start = time.perf_counter()
             orders = [task.epoch_order(state.key, epoch) for state in states]
             order = jax.tree.map(lambda *leaves: jnp.stack(leaves), *orders)
-            stacked, metrics = run_epoch(stacked, task.train_data, order, values)
+            stacked, metrics = run_epoch(stacked, task.train_data, order, strengths)
             metrics = jax.device_get(metrics)
             seconds = (time.perf_counter() - start) / num_runs
             last_step = (epoch + 1) * first.steps_per_epoch
@@ -280,7 +247,7 @@ def _train(
 
 def _make_epoch(
     experiment: Experiment,
-) -> Callable[[TrainState, PyTree, PyTree, Values], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, PyTree, PyTree, Strengths], tuple[TrainState, Metrics]]:
     """Build the jitted epoch of all runs: from stacked states to the next, and all metrics."""
     task = _with_products(experiment.task)
     optimizer = with_methods(experiment.config.optimizer, experiment.method)
@@ -291,10 +258,10 @@ def _make_epoch(
     ]
 
     def step(
-        state: TrainState, data: PyTree, order: PyTree, values: Values
+        state: TrainState, data: PyTree, order: PyTree, strengths: Strengths
     ) -> tuple[TrainState, Metrics]:
-        method = [_set(part, values, i) for i, part in enumerate(parts)]
-        tx = build_optimizer(_set(optimizer, values, _OPTIMIZER), experiment.num_steps, method)
+        settings, method = with_strengths(optimizer, parts, strengths)
+        tx = build_optimizer(settings, experiment.num_steps, method)
         return make_train_step(task, tx, method)(state, data, order)
 
     # With one step for all, what depends on it alone stays a branch. Under vmap, a condition that
@@ -305,10 +272,10 @@ def _make_epoch(
 
     @jax.jit
     def run_epoch(
-        states: TrainState, data: PyTree, order: PyTree, values: Values
+        states: TrainState, data: PyTree, order: PyTree, strengths: Strengths
     ) -> tuple[TrainState, Metrics]:
         def one(states: TrainState, _: None) -> tuple[TrainState, Metrics]:
-            following, metrics = steps(states, data, order, values)
+            following, metrics = steps(states, data, order, strengths)
             return following._replace(step=states.step + 1), metrics
 
         return jax.lax.scan(one, states, length=experiment.steps_per_epoch)
@@ -323,44 +290,34 @@ def _with_products(task: Task) -> Task:
     return dataclasses.replace(task, model=task.model.clone(convolution=convolution_as_product))
 
 
-def _stack_values(experiments: Sequence[Experiment]) -> Values:
-    """Collect the numbers in which the runs may differ, one array of all runs for each.
+def _stack_strengths(experiments: Sequence[Experiment]) -> Strengths:
+    """Collect the strengths, one array of all runs for each.
 
     Raises:
-        SettingError: If they differ in something else, or their methods make different networks.
+        SettingError: If the runs differ in something else, or their methods make different
+            networks.
     """
     first = experiments[0]
     if any(each.task.model != first.task.model for each in experiments):
         raise SettingError("runs that are trained together must have one network")
-    places: dict[int, list[Any]] = {
-        _OPTIMIZER: [with_methods(each.config.optimizer, each.method) for each in experiments]
+    optimizers = [with_methods(each.config.optimizer, each.method) for each in experiments]
+    strengths = [
+        strengths_of(optimizer, each.method)
+        for optimizer, each in zip(optimizers, experiments, strict=True)
+    ]
+    common = set.intersection(*map(set, strengths))
+    places = {OPTIMIZER: optimizers} | {
+        place: [each.method[place] for each in experiments] for place in range(len(first.method))
     }
-    for i in range(len(first.method)):
-        places[i] = [each.method[i] for each in experiments]
-    stacked: Values = {}
     for place, settings in places.items():
         for field in dataclasses.fields(settings[0]):
-            of_runs = [getattr(each, field.name) for each in settings]
-            is_strength = (type(settings[0]), field.name) in _STRENGTHS
-            # With 0, mixup is no program with a number in it: it does not draw one.
-            if is_strength and (all(of_runs) or not isinstance(settings[0], Mixup)):
-                dtype = jnp.int32 if isinstance(of_runs[0], int) else jnp.float32
-                stacked[place, field.name] = jnp.asarray(of_runs, dtype)
-            elif any(each != of_runs[0] for each in of_runs):
+            of_runs = {str(getattr(each, field.name)) for each in settings}
+            if (place, field.name) not in common and len(of_runs) > 1:
                 raise SettingError(
                     f"runs that are trained together must not differ in {field.name}, "
-                    f"{' and '.join(sorted({str(each) for each in of_runs}))} here"
+                    f"{' and '.join(sorted(of_runs))} here"
                 )
-    return stacked
-
-
-def _set(settings: _Settings, values: Values, place: int) -> _Settings:
-    """Put traced numbers in the place of some fields, past the checks of their concrete values."""
-    changed = copy.copy(settings)
-    for (where, name), value in values.items():
-        if where == place:
-            object.__setattr__(changed, name, value)
-    return changed
+    return {name: jnp.stack([each[name] for each in strengths]) for name in sorted(common)}
 
 
 def _look_for_divergence(

@@ -17,3 +17,13 @@ def test_cifar_holds_out_what_it_is_told_and_1000_by_default(
     config = DataConfig("cifar100", data_dir=Path("there"), validation_size=validation_size)
     load.load_dataset(config)
     assert calls == [("cifar100", Path("there"), expected, None, None)]
+
+
+def test_only_what_was_loaded_last_is_not_loaded_again(monkeypatch):
+    calls = []
+    monkeypatch.setattr(load, "load_data", calls.append)
+    one, other = (DataConfig(label_noise=share) for share in (0.1, 0.2))
+    for config in (one, one, other, one):
+        load.load_data_once(config)
+    assert calls == [one, other, one]
+    load.load_data_once.cache_clear()

@@ -121,7 +121,7 @@ def test_the_step_compiles_once(plain, tiny_digits):
     )
     for _ in range(3):
         state, _ = experiment.train_step(state, tiny_digits.train, order)
-    assert experiment.train_step._cache_size() == 1
+    assert experiment.train_step.func._cache_size() == 1
 
 
 def test_an_epoch_takes_every_image_once(tiny_digits):
