@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import tyro
 from rich.console import Console
 
@@ -35,6 +34,7 @@ from experiments.study.stages import (
 )
 from experiments.study.step_times import compare_step_times
 from experiments.study.time_limit import TimeLimitError, expected_seconds
+from experiments.sweep.compiled import keep_compiled_programs
 from experiments.sweep.definition import Sweep
 from experiments.sweep.outcome import Outcome, RunFunction, read_outcome
 from experiments.sweep.plan import PlannedRun
@@ -120,7 +120,7 @@ def run_study(
     """
     commit = git_commit(*_CODE)
     worker = _Worker(config, console, protocol, run, compare, _deadline(config), commit)
-    _keep_compiled_programs(config.output_dir)
+    keep_compiled_programs(config.output_dir)
     try:
         for stage in STAGES:
             if stage in config.stages and not worker.work_off(stage):
@@ -452,9 +452,3 @@ def _as_sweep(plans: Sequence[StagePlan]) -> Sweep:
 
 def _deadline(config: StudyConfig) -> float | None:
     return None if config.time_limit is None else time.monotonic() + 60 * config.time_limit
-
-
-def _keep_compiled_programs(output_dir: Path) -> None:
-    """Let runs that differ in their seed alone share a compilation, which may take a minute."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(output_dir.absolute() / "compiled"))

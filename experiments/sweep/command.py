@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.errors import SettingError, option
 from experiments.file_lock import file_lock
 from experiments.presets import SWEEPS
+from experiments.sweep.compiled import keep_compiled_programs
 from experiments.sweep.definition import Sweep, with_epochs
 from experiments.sweep.outcome import RunFunction, read_outcome
 from experiments.sweep.plan import MOST_SEEDS, plan_runs, write_plan
@@ -101,6 +102,7 @@ def run_sweep(config: SweepConfig, console: Console, run: RunFunction = train_ne
         sweep = with_epochs(sweep, config.epochs)
     num_seeds = sweep.seeds if config.seeds is None else config.seeds
     output_dir = config.resolved_output_dir
+    keep_compiled_programs(output_dir)
     with file_lock(output_dir / "sweep.lock"):
         write_plan(sweep, num_seeds, output_dir)
     # Plan and study are those of all rows, whichever are run now.
