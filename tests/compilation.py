@@ -7,5 +7,6 @@ FLAGS = [
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_opt_preset=FAST_COMPILE",
 ]
-if version("jaxlib") < "0.11":  # XLA ends the process at a flag that it does not know
+# XLA ends the process at a flag that it does not know.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")

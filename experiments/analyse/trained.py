@@ -29,6 +29,7 @@ from experiments.training.loop import CHECKPOINTS
 from experiments.training.run_directory import CHECKSUM, data_checksum, read_settings
 from experiments.training.state import (
     TrainState,
+    check_accumulation,
     evaluation_params,
     init_state,
     make_optimizer,
@@ -155,7 +156,8 @@ def load_network(
         The weights that the result is of: the last ones, or the best, as the run was told.
 
     Raises:
-        ExperimentError: If there is no checkpoint that can be read.
+        ExperimentError: If there is no checkpoint that can be read, or a setting of the run does
+            not fit the data.
     """
     place = run.directory / CHECKPOINTS
     if not place.is_dir() or not any(place.iterdir()):  # opened, an absent one would be made
@@ -166,8 +168,8 @@ def load_network(
     state = blank_state(run.config, data)
     best = None
     if run.config.reported == "best":
-        number = jnp.zeros((), jnp.int32)
-        best = Best(number, jnp.zeros((), jnp.float32), state.params, state.network_state)
+        epoch, loss = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        best = Best(epoch, loss, state.params, state.network_state)
     try:
         with Checkpoints(place, settings=run.settings) as checkpoints:
             restored = checkpoints.restore(state, best, warn=warn)
@@ -199,8 +201,14 @@ def blank_state(config: TrainConfig, data: Dataset | Corpus) -> TrainState:
 
     Returns:
         Zeros, in the structure, shapes and dtypes of the run's states.
+
+    Raises:
+        SettingError: If a setting does not fit the data.
     """
     task = build_task(config, data, config.method)
-    tx = make_optimizer(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
+    task.check_fit(config.method)
+    num_steps = config.epochs * task.steps_per_epoch
+    check_accumulation(config.optimizer, num_steps, config.method)
+    tx = make_optimizer(config.optimizer, num_steps, config.method)
     shapes = jax.eval_shape(functools.partial(init_state, task, tx, config.seed, config.method))
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

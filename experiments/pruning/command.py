@@ -339,6 +339,7 @@ def _fine_tune(
         network_state=original.network.network_state,
         opt_state=experiment.tx.init(params),
     )
+    state = experiment.placement.state(state)
     losses = []
     for newest, row in experiment.run(state):
         state = newest

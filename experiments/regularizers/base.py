@@ -105,7 +105,9 @@ class Regularizer:
     """A regularization method that changes nothing; methods override the hooks that they need.
 
     Methods combine as a tuple: each hook is applied in the tuple's order to what the one before
-    returned. The training step calls the hooks and knows no method by name. A method keeps no
+    returned. The training step calls the hooks and knows no method by name. Numbers that
+    `experiments.training.strengths` lists are traced arrays in the hooks that it calls: they may be
+    computed with, not branched on. A method keeps no
     state of its own: what must outlive a step belongs into the optimizer's state, so that a run
     can be taken up again.
 
@@ -161,7 +163,9 @@ class Regularizer:
     def at_start(self, initial: "Callable[[], InitialNetwork]") -> "Regularizer":
         """Replace the method by one whose settings are right for the network and the data.
 
-        It is called once, before anything is compiled, and for all seeds alike.
+        It is called once, before anything is compiled, and for all seeds alike. The method that it
+        returns has the optimizer's state and the `evaluation_params` of this one: weights are read
+        without a call.
 
         Args:
             initial: Gives the network before the first step, which takes a moment.

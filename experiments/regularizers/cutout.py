@@ -52,7 +52,7 @@ class Cutout(Regularizer):
             SettingError: If the square is larger than the images.
         """
         number, height, width, _ = batch.inputs.shape
-        # Not an int where runs are trained together.
+        # Not an int in the training step; the settings are checked before, with the int.
         if isinstance(self.size, int) and self.size > min(height, width):
             raise SettingError(
                 f"cutout's size {self.size} is larger than the images, {height}x{width}: pass "

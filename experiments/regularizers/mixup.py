@@ -46,7 +46,7 @@ class Mixup(Regularizer):
         Returns:
             Mixed images and labels.
         """
-        # Not a number where runs are trained together.
+        # 0 stays a number in the training step, and only 0.
         if isinstance(self.alpha, int | float) and self.alpha == 0:
             return batch
         share_key, partner_key = jax.random.split(key)

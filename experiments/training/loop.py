@@ -181,7 +181,7 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
     initial = functools.partial(_initial_network, task, placement, num_steps)
     method = tuple(part.at_start(initial) for part in config.method)
     tx = make_optimizer(config.optimizer, num_steps, method)
-    train_step = _make_train_step(config, task, method, placement)
+    train_step = _make_train_step(config, task, num_steps, method, placement)
     # Without the method, so that networks are compared as they are: the trace is that of a loss
     # with nothing dropped.
     evaluator = build_task(config, data).evaluator()
@@ -189,11 +189,14 @@ def build_experiment(config: TrainConfig, data: Dataset | Corpus) -> "Experiment
 
 
 def _make_train_step(
-    config: TrainConfig, task: Task, method: Sequence[Regularizer], placement: Placement
+    config: TrainConfig,
+    task: Task,
+    num_steps: int,
+    method: Sequence[Regularizer],
+    placement: Placement,
 ) -> TrainStep:
     """Build the training step, compiled once for all strengths where compilations are kept."""
     optimizer = with_methods(config.optimizer, method)
-    num_steps = config.epochs * task.steps_per_epoch
 
     @jax.jit
     def train_step(
@@ -261,7 +264,7 @@ class Experiment:
         task: Data, network and loss.
         method: The regularizers, as they are for this network and these data.
         tx: The optimizer.
-        train_step: The jitted step.
+        train_step: The jitted step; its strengths are arguments that are filled in.
         evaluator: Jitted evaluation.
         placement: Over which devices it is spread.
     """

@@ -26,20 +26,19 @@ Strengths: TypeAlias = Mapping[tuple[int, str], Array]
 
 OPTIMIZER = -1
 
-_STRENGTHS = frozenset(
-    {
-        (ConfidencePenalty, "weight"),
-        (Cutout, "size"),
-        (LabelSmoothing, "weight"),
-        (Mixup, "alpha"),
-        (NSO, "sigma"),
-        (OptimizerConfig, "learning_rate"),
-        (OptimizerConfig, "weight_decay"),
-        (SAM, "rho"),
-        (SehtD, "lam"),
-        (SehtH, "lam"),
-    }
-)
+# Fields of methods and optimizer, none of which decides about the operations of the program.
+_DTYPES = {
+    (ConfidencePenalty, "weight"): jnp.float32,
+    (Cutout, "size"): jnp.int32,
+    (LabelSmoothing, "weight"): jnp.float32,
+    (Mixup, "alpha"): jnp.float32,
+    (NSO, "sigma"): jnp.float32,
+    (OptimizerConfig, "learning_rate"): jnp.float32,
+    (OptimizerConfig, "weight_decay"): jnp.float32,
+    (SAM, "rho"): jnp.float32,
+    (SehtD, "lam"): jnp.float32,
+    (SehtH, "lam"): jnp.float32,
+}
 
 _Settings = TypeVar("_Settings")
 
@@ -60,10 +59,9 @@ def strengths_of(
     for place, settings in ((OPTIMIZER, optimizer), *enumerate(method)):
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
+            dtype = _DTYPES.get((type(settings), field.name))
             # With 0, mixup is no program with a number in it: it does not draw one.
-            drawn = value or not isinstance(settings, Mixup)
-            if (type(settings), field.name) in _STRENGTHS and drawn:
-                dtype = jnp.int32 if isinstance(value, int) else jnp.float32
+            if dtype is not None and not (isinstance(settings, Mixup) and value == 0):
                 strengths[place, field.name] = jnp.asarray(value, dtype)
     return strengths
 

@@ -300,6 +300,9 @@ def _stack_strengths(experiments: Sequence[Experiment]) -> Strengths:
     first = experiments[0]
     if any(each.task.model != first.task.model for each in experiments):
         raise SettingError("runs that are trained together must have one network")
+    # Not only as they are named: the calibrated form becomes SEHT-H or SEHT-D.
+    if len({tuple(map(type, each.method)) for each in experiments}) > 1:
+        raise SettingError("runs that are trained together must have one estimator")
     optimizers = [with_methods(each.config.optimizer, each.method) for each in experiments]
     strengths = [
         strengths_of(optimizer, each.method)
@@ -311,11 +314,12 @@ def _stack_strengths(experiments: Sequence[Experiment]) -> Strengths:
     }
     for place, settings in places.items():
         for field in dataclasses.fields(settings[0]):
-            of_runs = {str(getattr(each, field.name)) for each in settings}
-            if (place, field.name) not in common and len(of_runs) > 1:
+            of_runs = [getattr(each, field.name) for each in settings]
+            differ = any(each != of_runs[0] for each in of_runs)
+            if differ and (place, field.name) not in common:
                 raise SettingError(
                     f"runs that are trained together must not differ in {field.name}, "
-                    f"{' and '.join(sorted(of_runs))} here"
+                    f"{' and '.join(sorted({str(each) for each in of_runs}))} here"
                 )
     return {name: jnp.stack([each[name] for each in strengths]) for name in sorted(common)}
 

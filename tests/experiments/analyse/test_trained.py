@@ -57,7 +57,7 @@ def test_the_best_epoch_is_looked_at_where_the_run_reports_it(tmp_path, digits):
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_checkpoint_of_every_method_fits_a_state_that_is_made_without_a_computation(
+def test_a_checkpoint_of_every_method_fits_a_state_for_which_no_method_sees_the_network(
     name, tiny_digits, monkeypatch
 ):
     method = Cutout(size=4) if name == "cutout" else REGULARIZERS[name]()
@@ -82,6 +82,20 @@ def test_what_is_missing_is_named(run, missing, message):
     with pytest.raises(ExperimentError, match=message):
         load_network(read_finished_run(run, None), None, pytest.fail)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 10**6}, "--batch-size 1000000 is larger than"),
+        ({"optimizer.accumulate": 10**6}, "--accumulate must be at most"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused(run, changes, message, digits):
+    path = run / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(SettingError, match=message):
+        load_network(read_finished_run(run, None), digits, pytest.fail)
 
 
 def test_the_directory_of_a_sweep_is_told_apart(tmp_path):

@@ -19,6 +19,14 @@ def test_cifar_holds_out_what_it_is_told_and_1000_by_default(
     assert calls == [("cifar100", Path("there"), expected, None, None)]
 
 
+@pytest.fixture
+def nothing_loaded():
+    load.load_data_once.cache_clear()
+    yield
+    load.load_data_once.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_loaded")
 def test_only_what_was_loaded_last_is_not_loaded_again(monkeypatch):
     calls = []
     monkeypatch.setattr(load, "load_data", calls.append)
@@ -26,4 +34,3 @@ def test_only_what_was_loaded_last_is_not_loaded_again(monkeypatch):
     for config in (one, one, other, one):
         load.load_data_once(config)
     assert calls == [one, other, one]
-    load.load_data_once.cache_clear()

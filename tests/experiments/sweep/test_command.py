@@ -77,9 +77,12 @@ def test_some_rows_are_run_and_the_others_later(tiny_sweep, tmp_path, console, m
     quoted = Row("Quoted (1999)", None)
     sweep = dataclasses.replace(tiny_sweep, rows=(row, other, quoted))
     monkeypatch.setitem(SWEEPS, "tiny", sweep)
+    kept = []
+    monkeypatch.setattr("experiments.sweep.command.keep_compiled_programs", kept.append)
     config = SweepConfig("tiny", seeds=2, output_dir=tmp_path)
     some = run_sweep(dataclasses.replace(config, rows=("Other",)), console, fake_run)
     assert (some.finished, some.total) == (2, 2)
+    assert kept == [tmp_path]
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["other"]
     assert len(read_plan(tmp_path)["rows"]) == 3
     everything = run_sweep(config, console, fake_run)

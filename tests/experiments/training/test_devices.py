@@ -104,7 +104,9 @@ def communicated(config, data):
     experiment = build_experiment(config, data)
     state = experiment.init(0)
     order = experiment.task.epoch_order(state.key, 0)
-    step = jax.jit(experiment.train_step).lower(state, experiment.task.train_data, order).compile()
+    step = experiment.train_step
+    arguments = (state, experiment.task.train_data, order)
+    step = step.func.lower(*arguments, **step.keywords).compile()
     (path,) = communication_paths(step.as_text(), 8)
     return [(each.kind, each.shapes) for each in path.collectives]
 

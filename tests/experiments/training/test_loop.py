@@ -354,6 +354,7 @@ def test_the_state_before_a_divergence_is_kept(every_step, tiny_digits, console)
     experiment = build_experiment(config, tiny_digits)
     with pytest.raises(DivergedError, match=r"diverged at step 6 \(.*objective = nan") as caught:
         list(experiment.run(experiment.init(0)))
+    # Poison behind the end: without a step, another program would round otherwise.
     without = dataclasses.replace(config, method=(Poison((99,)),), log_every=5)
     (_, expected, _), _ = run_until_the_end(without, tiny_digits)
     found = caught.value.state

@@ -228,6 +228,7 @@ def test_runs_that_differ_in_more_are_refused(other, message, together):
         (GaussNewton(rise=0.5), GaussNewton(), "must not differ in warmup_steps"),
         (SehtH(bound=1.0), SehtH(), "must not differ in bound, 1.0 and None here"),
         (SehtD(p=0.1), SehtD(p=0.2), "must not differ in p, 0.1 and 0.2 here"),
+        (CalibratedGaussNewton(), CalibratedGaussNewton(p=0.5), "must have one estimator"),
     ],
 )
 def test_methods_that_differ_in_more_than_strength_are_refused(
