@@ -23,13 +23,11 @@ from experiments.errors import (
 from experiments.regularizers import describe_method
 from experiments.sweep.outcome import read_outcome
 from experiments.sweep.plan import PLAN
-from experiments.tasks.build import build_task
 from experiments.training.checkpoint import Best, Checkpoints
-from experiments.training.loop import CHECKPOINTS
+from experiments.training.loop import CHECKPOINTS, build_fitting_task
 from experiments.training.run_directory import CHECKSUM, data_checksum, read_settings
 from experiments.training.state import (
     TrainState,
-    check_accumulation,
     evaluation_params,
     init_state,
     make_optimizer,
@@ -205,10 +203,8 @@ def blank_state(config: TrainConfig, data: Dataset | Corpus) -> TrainState:
     Raises:
         SettingError: If a setting does not fit the data.
     """
-    task = build_task(config, data, config.method)
-    task.check_fit(config.method)
+    task = build_fitting_task(config, data)
     num_steps = config.epochs * task.steps_per_epoch
-    check_accumulation(config.optimizer, num_steps, config.method)
     tx = make_optimizer(config.optimizer, num_steps, config.method)
     shapes = jax.eval_shape(functools.partial(init_state, task, tx, config.seed, config.method))
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

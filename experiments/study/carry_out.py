@@ -67,7 +67,6 @@ def carry_out_and_record(
     commit: str | None,
     train: RunFunction,
     console: Console,
-    data: Dataset | Corpus | None = None,
 ) -> Outcome:
     """Carry out a run, or go on with it, and write its record.
 
@@ -79,7 +78,6 @@ def carry_out_and_record(
         commit: The commit of the code.
         train: Carries out a run in its directory.
         console: Where progress is shown.
-        data: Its data, where they are loaded already.
 
     Returns:
         What came of it: the figures of its record.
@@ -97,9 +95,8 @@ def carry_out_and_record(
     divergence = outcome.divergence or ""
     if outcome.result is not None:
         figures = select_figures(outcome.result, tested=run.stage not in TUNING)
-        if data is None:
-            finished = read_finished_run(directory, planned.config.data.data_dir)
-            data = load_run_data(finished, load_data_once)
+        finished = read_finished_run(directory, planned.config.data.data_dir)
+        data = load_run_data(finished, load_data_once)
         divergence = no_better_than_chance(figures, data)
         if run.stage not in TUNING and not divergence:
             console.print("Measuring the trained network.")

@@ -339,7 +339,6 @@ class _Worker:
                 self.commit,
                 functools.partial(_give, by_directory.get(config.resolved_run_dir)),
                 self.console,
-                data,
             )
 
     def _without_record(self, runs: Mapping[str, StudyRun]) -> list[str]:

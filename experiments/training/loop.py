@@ -233,9 +233,7 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
             method can not work on them, on the network or with the optimizer, validation data are
             needed and there are none, or a batch can not be spread over the devices.
     """
-    task = build_task(config, data, config.method)
-    task.check_fit(config.method)
-    check_accumulation(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
+    task = build_fitting_task(config, data)
     mesh = make_mesh(config.devices)
     parts = 1 if mesh is None else mesh.shape["data"]
     if config.batch_size % parts:
@@ -252,6 +250,26 @@ def check_fit(config: TrainConfig, data: Dataset | Corpus) -> Task:
                 raise SettingError(
                     f"{option(setting)} {wanted} needs validation data, and none are held out"
                 )
+    return task
+
+
+def build_fitting_task(config: TrainConfig, data: Dataset | Corpus) -> Task:
+    """Build the task, and check the settings against the data; nothing is computed.
+
+    Args:
+        config: The configuration.
+        data: The data.
+
+    Returns:
+        The task, with the methods' network.
+
+    Raises:
+        SettingError: If there is too little data for a step or for a change of the weights, or a
+            method can not work on them, on the network or with the optimizer.
+    """
+    task = build_task(config, data, config.method)
+    task.check_fit(config.method)
+    check_accumulation(config.optimizer, config.epochs * task.steps_per_epoch, config.method)
     return task
 
 
