@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from experiments.analyse.trained import (
+    FinishedRun,
     TrainedNetwork,
     load_network,
     load_run_data,
@@ -100,7 +101,7 @@ def carry_out_and_record(
         divergence = no_better_than_chance(figures, data)
         if run.stage not in TUNING and not divergence:
             console.print("Measuring the trained network.")
-            figures |= _measure(planned.config, data, measurement, console)
+            figures |= _measure(planned.config, finished, data, measurement, console)
         if TOGETHER not in figures:
             # The part of a run before an interruption is in the training's own seconds.
             seconds = time.perf_counter() - start
@@ -186,12 +187,15 @@ def no_better_than_chance(figures: Mapping[str, float], data: Dataset | Corpus) 
 
 
 def _measure(
-    config: TrainConfig, data: Dataset | Corpus, measurement: Measurement, console: Console
+    config: TrainConfig,
+    finished: FinishedRun,
+    data: Dataset | Corpus,
+    measurement: Measurement,
+    console: Console,
 ) -> dict[str, float]:
     def warn(message: str) -> None:
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    finished = read_finished_run(config.resolved_run_dir, config.data.data_dir)
     measure = _measurement_of(_without_training(config), measurement)
     return measure(load_network(finished, data, warn))
 

@@ -698,12 +698,14 @@ def summarise(
             result |= {f"{name}_{key}": value for key, value in measured._asdict().items()}
     if config.trace_examples:
         part = task.first_examples(config.trace_examples)
+        # With JAX's default generator, half of the compilation would be that of random numbers.
+        probes = jax.random.key(_TRACE_SEED, impl="rbg")
         for name, curvature in _TRACES.items():
             mean, standard_error = evaluator.trace(
                 params,
                 network_state,
                 part,
-                jax.random.key(_TRACE_SEED),
+                probes,
                 config.trace_probes,
                 curvature,
             )
