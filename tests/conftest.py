@@ -1,6 +1,7 @@
 """Settings of every test: eight CPU devices, strict dtypes, float64 for the library's tests."""
 
 import os
+from pathlib import Path
 
 import compilation
 
@@ -21,6 +22,9 @@ from oracle import without_aux
 
 jax.config.update("jax_platforms", "cpu")
 
+# XLA maps each program at some 16 places, and Linux ends a process that has 65,530.
+_MANY_MAPPINGS = 30_000
+
 collect_ignore = ["guided_fuzz.py"]  # a program that a test starts; it needs the extra `fuzz`
 
 
@@ -29,6 +33,15 @@ def enable_x64():
     """Compute in float64, with strict dtypes, unless a test asks for something else."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Free the programs of earlier modules before a process has too many."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > _MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -26,12 +26,20 @@ def strict_dtypes():
         yield
 
 
-@pytest.fixture(scope="package", autouse=True)
-def compilation_cache(tmp_path_factory):
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Where compilations are kept for the tests of all modules."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+# Of a module: a package's fixture would last until the session's end, and the library's tests,
+# which share few programs, would write theirs too.
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(compiled):
     """Compile faster, and what several tests have in common only once."""
     settings = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(compiled),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
