@@ -91,6 +91,13 @@ def regularize(
     strength that rises over the training with the square of the steps, ``0.2 * (step /
     num_steps) ** 2``; 0.06 in place of 0.2 where a training is cut short, or its loss stays high.
 
+    Does it help? In the one setting that is tested so far (ResNet-18 of width 8 on 2,000 CIFAR-10
+    images, all methods tuned, 10 paired seeds, equal epochs) that form at 0.06 lowers the test loss
+    of 1.124 by 0.062 +- 0.034 (95 %), and its accuracy, 63.4 instead of 61.8 %, is higher by 1.6 +-
+    1.4 points, which is not significant after correction. SEHT-D in the Gauss-Newton form lowers it
+    by 0.082 +- 0.029, and is no worse than SAM at 0.9 times its step. They take 2.3 and 1.7 plain
+    steps, and mixup does as much at 1.1.
+
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe:
 
