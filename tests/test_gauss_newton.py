@@ -76,7 +76,12 @@ def loss_and_matrix(case_name):
         curvature = jax.hessian(lambda z: loss(z.reshape(outputs.shape), labels))(outputs.ravel())
         return jacobian.T @ curvature @ jacobian
 
-    return loss_fn, params, matrix
+    return loss_fn, params, jax.jit(matrix)
+
+
+def exact_trace(loss_fn, params, **options):
+    """Compile one program; by itself the function would compile each operation."""
+    return jax.jit(seht.exact_trace(loss_fn, **options))(params)
 
 
 def penalised_by(matrix, loss_fn, key, p, num_probes=1, **_):
@@ -126,7 +131,7 @@ def test_the_penalised_loss_and_its_gradient_are_those_of_the_dense_matrix(case_
 @pytest.mark.parametrize("case_name", CASES)
 def test_the_exact_trace_is_that_of_the_dense_matrix(case_name):
     loss_fn, params, matrix = loss_and_matrix(case_name)
-    trace = seht.exact_trace(loss_fn, chunk_size=7, curvature="gauss_newton")(params)
+    trace = exact_trace(loss_fn, params, chunk_size=7, curvature="gauss_newton")
     oracle.assert_close(trace, jnp.trace(matrix(params)))
 
 
@@ -154,7 +159,8 @@ def test_the_stochastic_estimators_have_the_trace_as_mean(case_name):
 
 def test_for_a_piecewise_linear_network_trace_and_layers_are_the_hessians_but_not_the_form():
     loss_fn, params, matrix = loss_and_matrix("relu")
-    hessian, gauss_newton = oracle.dense_hessian(loss_fn, params), matrix(params)
+    hessian = jax.jit(functools.partial(oracle.dense_hessian, loss_fn))(params)
+    gauss_newton = matrix(params)
     chex.assert_trees_all_close(jnp.diag(hessian), jnp.diag(gauss_newton), atol=1e-12)
     end = 0
     for name, layer in params.items():
@@ -163,11 +169,12 @@ def test_for_a_piecewise_linear_network_trace_and_layers_are_the_hessians_but_no
         chex.assert_trees_all_close(hessian[block, block], gauss_newton[block, block], atol=1e-12)
         end = block.stop
         by_curvature = [
-            seht.exact_trace(
+            exact_trace(
                 loss_fn,
+                params,
                 curvature=curvature,
                 layers=lambda path, name=name: name if path[0] == name else None,
-            )(params)
+            )
             for curvature in ("hessian", "gauss_newton")
         ]
         oracle.assert_close(*by_curvature)
@@ -191,14 +198,14 @@ def test_the_trace_is_that_of_the_fisher_matrix_with_labels_of_the_network():
         images
     )
     fisher = jnp.mean(jnp.sum(probabilities * norms, axis=-1))
-    oracle.assert_close(seht.exact_trace(loss_fn, curvature="gauss_newton")(params), fisher)
+    oracle.assert_close(exact_trace(loss_fn, params, curvature="gauss_newton"), fisher)
 
 
 def estimate_of(loss_fn, params, curvature="gauss_newton"):
     penalised = seht.regularize(
         loss_fn, jax.random.key(0), None, LAM, curvature=curvature, with_estimate=True
     )
-    return penalised(params)[1].mean
+    return jax.jit(penalised)(params)[1].mean
 
 
 def penalty_of(loss_fn):
@@ -213,7 +220,9 @@ def test_what_bypasses_the_mark_has_no_direction_in_the_matrix():
     def with_decay(params):
         return loss_fn(params) + 3 * jnp.sum(ravel_pytree(params)[0] ** 2)
 
-    decayed, alone = (jax.value_and_grad(penalty_of(f))(params) for f in (with_decay, loss_fn))
+    decayed, alone = (
+        jax.jit(jax.value_and_grad(penalty_of(f)))(params) for f in (with_decay, loss_fn)
+    )
     chex.assert_trees_all_close(decayed, alone, rtol=1e-9, atol=1e-12)
 
     # A temperature behind the mark scales G, has no direction in it, and G is differentiated by it.
@@ -227,8 +236,8 @@ def test_what_bypasses_the_mark_has_no_direction_in_the_matrix():
         return penalty_of(lambda params: with_temperature(params, temperature))(params)
 
     temperature = params["second"]["bias"][0]
-    value, slope = jax.value_and_grad(penalty_of(with_own_temperature))(params)
-    expected, (expected_slope, by_temperature) = jax.value_and_grad(separately, (0, 1))(
+    value, slope = jax.jit(jax.value_and_grad(penalty_of(with_own_temperature)))(params)
+    expected, (expected_slope, by_temperature) = jax.jit(jax.value_and_grad(separately, (0, 1)))(
         params, temperature
     )
     assert abs(by_temperature) > 1e-3
@@ -307,12 +316,13 @@ def assert_same_penalty(actual, expected, params):
     """Compare the traces, and the gradients of the penalised losses."""
 
     def results(loss_fn):
-        trace = seht.exact_trace(loss_fn, curvature="gauss_newton")(params)
+        trace = exact_trace(loss_fn, params, curvature="gauss_newton")
         penalised = seht.regularize(loss_fn, jax.random.key(0), None, LAM, curvature="gauss_newton")
         return trace, jax.jit(jax.grad(penalised))(params)
 
-    chex.assert_trees_all_close(results(actual), results(expected), rtol=1e-9, atol=1e-12)
-    assert not jnp.allclose(results(actual)[0], seht.exact_trace(actual)(params), rtol=1e-3)
+    found = results(actual)
+    chex.assert_trees_all_close(found, results(expected), rtol=1e-9, atol=1e-12)
+    assert not jnp.allclose(found[0], exact_trace(actual, params), rtol=1e-3)
 
 
 class MarkedDense(nn.Module):
@@ -503,7 +513,8 @@ def test_the_mark_changes_nothing_for_the_hessian():
         return loss(network(params, images), labels)
 
     def results(loss_fn):
-        return jax.value_and_grad(seht.regularize(loss_fn, jax.random.key(0), None, LAM))(params)
+        penalised = seht.regularize(loss_fn, jax.random.key(0), None, LAM)
+        return jax.jit(jax.value_and_grad(penalised))(params)
 
     chex.assert_trees_all_equal(results(loss_fn), results(without_mark))
 
@@ -518,10 +529,12 @@ def test_the_optax_form_takes_it():
     key = jax.random.key(3)
     tx = seht.add_hessian_trace(None, LAM, key, curvature="gauss_newton")
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params, value_fn=loss_fn)
+    updates, _ = jax.jit(functools.partial(tx.update, value_fn=loss_fn))(
+        zeros, tx.init(params), params
+    )
     _, step_key = jax.random.split(key)
     penalised = penalised_by(matrix, functools.partial(lambda _: 0.0), step_key, None)
-    oracle.assert_close(updates, jax.grad(penalised)(params))
+    oracle.assert_close(updates, jax.jit(jax.grad(penalised))(params))
 
 
 def test_marks_are_seen_in_the_bodies_that_are_entered():
