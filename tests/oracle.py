@@ -17,21 +17,34 @@ from seht_jax.probes import (
 )
 
 
-def probes(key, params, p, *, num_probes=1, layers=module_layer):
-    """Return the probes that `regularize` takes with this key, as pytrees like the params."""
+def sampler(key, params, p, *, layers=module_layer):
+    """Return what samples the probes of `regularize` with this key, and a key to split for them."""
     p_layers, p_entries = probe_probabilities(p)
     table = layer_table(params, layers)
     leaves, structure = jax.tree.flatten(params)
     key_layers, key_probes = jax.random.split(key)
     drawn = draw_layers(key_layers, len(table.names), p_layers) if p_layers < 1 else None
 
-    def tree(key):
+    def sample(key):
         probe = sample_probe(key, leaves, table, p_entries, drawn)
         return structure.unflatten(
             [probe.get(i, jnp.zeros_like(leaf)) for i, leaf in enumerate(leaves)]
         )
 
-    return [tree(key) for key in jax.random.split(key_probes, num_probes)]
+    return sample, key_probes
+
+
+def probes(key, params, p, *, num_probes=1, layers=module_layer):
+    """Return the probes that `regularize` takes with this key, as pytrees like the params."""
+    sample, key_probes = sampler(key, params, p, layers=layers)
+    return [sample(key) for key in jax.random.split(key_probes, num_probes)]
+
+
+def mean_over_probes(form, key, params, p, *, num_probes=1, layers=module_layer):
+    """Return the mean of a function of a probe; it is compiled once for all of them."""
+    sample, key_probes = sampler(key, params, p, layers=layers)
+    keys = jax.random.split(key_probes, num_probes)
+    return jnp.mean(jax.lax.map(lambda key: form(sample(key)), keys))
 
 
 def inner(left, right):
@@ -57,11 +70,11 @@ def dense_penalised(loss_fn, key, p, lam, **options):
 
     def penalised(params, *args):
         hessian = dense_hessian(loss_fn, params, *args)
-        forms = [
-            ravel_pytree(probe)[0] @ hessian @ ravel_pytree(probe)[0]
-            for probe in probes(key, params, p, **options)
-        ]
-        return loss_fn(params, *args) + lam * sum(forms) / len(forms)
+
+        def form(probe):
+            return ravel_pytree(probe)[0] @ hessian @ ravel_pytree(probe)[0]
+
+        return loss_fn(params, *args) + lam * mean_over_probes(form, key, params, p, **options)
 
     return penalised
 
@@ -73,11 +86,11 @@ def composed(loss_fn, key, p, lam, **options):
         def gradient(params):
             return jax.grad(loss_fn)(params, *args, **kwargs)
 
-        forms = [
-            inner(probe, jax.jvp(gradient, (params,), (probe,))[1])
-            for probe in probes(key, params, p, **options)
-        ]
-        return loss_fn(params, *args, **kwargs) + lam * sum(forms) / len(forms)
+        def form(probe):
+            return inner(probe, jax.jvp(gradient, (params,), (probe,))[1])
+
+        penalty = lam * mean_over_probes(form, key, params, p, **options)
+        return loss_fn(params, *args, **kwargs) + penalty
 
     return penalised
 

@@ -25,7 +25,14 @@ KEY = jax.random.key(3)
 LAM = 0.3
 MESH = collectives.MESH
 PROBABILITIES = pytest.mark.parametrize("p", [None, (0.6, 0.4)], ids=["seht_h", "seht_d"])
-FORMS = pytest.mark.parametrize("form", ["check_vma", "no_check_vma", "pmap"])
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        "check_vma",
+        pytest.param("no_check_vma", marks=pytest.mark.long),
+        pytest.param("pmap", marks=pytest.mark.long),
+    ],
+)
 
 
 def assert_close(actual, expected, rtol=1e-9):

@@ -308,6 +308,10 @@ MODELS = {
 }
 
 
+# Containers of which the rest of the tests has enough, or which JAX treats like another one here.
+_LONG = {"tuples", "named_tuples", "flat_list", "chex_dataclasses", "flax_structs", "nnx_pure"}
+
+
 @pytest.fixture(params=MODELS)
 def model(request):
     return MODELS[request.param]()
@@ -317,6 +321,11 @@ def test_a_layer_is_a_module(model):
     assert sorted(seht.layer_names(model.params)) == sorted(model.layers)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(name, marks=[pytest.mark.long] * (name in _LONG)) for name in MODELS],
+    indirect=True,
+)
 def test_value_gradient_and_aux_are_those_of_the_formula(model):
     p = (0.6, 0.4)
     penalised = seht.regularize(model.loss_fn, KEY, p, LAM, has_aux=True)

@@ -92,7 +92,7 @@ def test_a_step_runs_the_shortest_end_that_holds_all_drawn_layers(first):
     assert ran == (min(len(end) for end in ends if layers <= end) if layers else 0)
 
 
-@pytest.mark.parametrize("num_branches", [1, 3, 6])
+@pytest.mark.parametrize("num_branches", [1, pytest.param(3, marks=pytest.mark.long), 6])
 def test_the_result_does_not_depend_on_the_branches(num_branches, monkeypatch):
     from seht_jax import products
 
@@ -110,7 +110,16 @@ def test_the_result_does_not_depend_on_the_branches(num_branches, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("num_probes", "probe_batch"), [(1, 1), (1, 3), (2, 10), (3, 1), (3, 2), (7, 3), (7, 10)]
+    ("num_probes", "probe_batch"),
+    [
+        (1, 1),
+        (1, 3),
+        (2, 10),
+        pytest.param(3, 1, marks=pytest.mark.long),
+        (3, 2),
+        pytest.param(7, 3, marks=pytest.mark.long),
+        (7, 10),
+    ],
 )
 def test_the_result_does_not_depend_on_the_batches(num_probes, probe_batch):
     key, params = jax.random.key(0), params_of()

@@ -55,7 +55,7 @@ def test_on_the_cpu_every_convolution_is_canonical(on_cpu):
     assert set(on_cpu.convolutions) == {CANONICAL}
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("platform", ["cuda", pytest.param("tpu", marks=pytest.mark.long)])
 def test_elsewhere_the_program_is_the_one_without_the_rewrite(monkeypatch, on_cpu, platform):
     operations = lower(platform)
     assert operations == lower_without_rewrite(monkeypatch, platform)

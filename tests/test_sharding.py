@@ -63,7 +63,13 @@ def mesh():
     return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
 
 
-@pytest.mark.parametrize("name", ESTIMATES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in {"xtrace", "hutch_plus_plus"}))
+        for name in ESTIMATES
+    ],
+)
 def test_an_estimate_is_what_it_is_on_one_device(name, params, data, mesh):
     expected = jax.jit(ESTIMATES[name](seht.mean_over_batches(loss_fn, 16)))(params, data)
     estimate = ESTIMATES[name](seht.mean_over_batches(gathered_loss, 16))

@@ -100,7 +100,7 @@ def test_a_scan_over_steps_equals_a_loop(small, batches):
 # vmap
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "raw"])
+@pytest.mark.parametrize("impl", ["threefry2x32", pytest.param("raw", marks=pytest.mark.long)])
 def test_a_vmap_over_seeds_equals_a_loop(small, impl):
     key = jax.random.PRNGKey(7) if impl == "raw" else KEY
     keys = jax.random.split(key, 3)
@@ -154,7 +154,14 @@ def test_per_example_gradients_are_those_of_the_composition(small):
 # Rematerialisation and control flow
 
 
-@pytest.mark.parametrize("where", ["around", "inside", "both"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("around", marks=pytest.mark.long),
+        pytest.param("inside", marks=pytest.mark.long),
+        "both",
+    ],
+)
 def test_checkpoint_changes_nothing(small, where):
     loss_fn = small.loss_fn if where == "around" else jax.checkpoint(small.loss_fn)
     penalised = seht.regularize(loss_fn, KEY, P, LAM)

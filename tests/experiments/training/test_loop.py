@@ -59,18 +59,17 @@ def interrupt_at(monkeypatch, step):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_settings, tmp_path_factory):
-    """A penalised run in one piece: its configuration and result."""
+def whole(request, tiny_settings, tmp_path_factory):
+    """A run in one piece: its configuration and result. Tests may name its method."""
     config = dataclasses.replace(
         tiny_settings,
-        trace_examples=0,
         run_dir=tmp_path_factory.mktemp("whole") / "run",
-        method=(SehtD(lam=1e-4, p=0.5, num_branches=1),),
+        method=getattr(request, "param", tiny_settings.method),
     )
     return config, train(config, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("step", [3, 9, 10])
+@pytest.mark.parametrize("step", [3, 10])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     whole, tmp_path, digits, console, monkeypatch, step
 ):
@@ -92,6 +91,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert [start["commit"] for start in starts] == ["another commit", environment.git_commit()]
     if step > 4:  # the first checkpoint
         assert "Going on from step" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("whole", [(SehtD(lam=1e-4, p=0.5, num_branches=1),)], indirect=True)
+def test_a_penalised_run_is_resumed(whole, tmp_path, digits, console, monkeypatch):
+    test_a_resumed_run_equals_an_uninterrupted_one(
+        whole, tmp_path, digits, console, monkeypatch, step=9
+    )
 
 
 def test_a_run_may_be_resumed_with_other_intervals(whole, tmp_path, digits, console, monkeypatch):
@@ -152,7 +158,6 @@ def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
         method=method,
         epochs=1,
         checkpoint_every=3,
-        trace_examples=0,
     )
     interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
     with jax.numpy_dtype_promotion("standard"):  # Flax mixes both dtypes
@@ -175,7 +180,7 @@ def test_adahessian_trains_and_a_run_with_it_is_resumed(
     plain, tmp_path, digits, console, monkeypatch
 ):
     optimizer = OptimizerConfig(algorithm="adahessian", learning_rate=0.15)
-    config = dataclasses.replace(plain, optimizer=optimizer, trace_examples=0)
+    config = dataclasses.replace(plain, optimizer=optimizer)
     interrupted = dataclasses.replace(config, run_dir=tmp_path / "interrupted")
     train(config, console)
     with monkeypatch.context() as patch:
@@ -217,6 +222,7 @@ def test_a_run_that_is_told_to_end_while_it_measures_says_what_is_kept(plain, co
 
 
 def test_log_and_result(plain, console):
+    plain = dataclasses.replace(plain, trace_examples=20, trace_probes=2)
     result = train(plain, console)
     rows = read_log(plain.run_dir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 10, 12, 15, 16, 18, 20]
@@ -446,7 +452,6 @@ def test_a_run_that_is_restored_goes_on_with_other_random_numbers(plain, console
         on_divergence="restore",
         method=(Poison((6,), threshold=0.5),),
         seed=RESTORED_SEED,
-        trace_examples=0,
     )
     with monkeypatch.context() as patch:
         interrupt_at(patch, 12)
