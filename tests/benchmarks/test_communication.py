@@ -42,7 +42,9 @@ from seht_jax import products
 STREAMS = {GAUSS_NEWTON: 2, HESSIAN: 3, SPARSE: 3}
 PENALISED = pytest.mark.parametrize("form", STREAMS, ids=lambda form: form.name)
 FEW_SCALARS = 128  # bytes: the loss, the estimate, and two norms for each product
-NETWORKS = pytest.mark.parametrize("name", ["mlp", "resnet18"])
+NETWORKS = pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("resnet18", marks=pytest.mark.long)]
+)
 
 
 @functools.cache

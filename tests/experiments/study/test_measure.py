@@ -102,7 +102,7 @@ def test_the_relative_trace_does_not_depend_on_the_scale_of_the_weights():
     assert measure(scaled).mean == pytest.approx(measure(PARAMS).mean, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["images", "text"])
+@pytest.mark.parametrize("kind", ["images", pytest.param("text", marks=pytest.mark.long)])
 def test_all_figures_are_measured(kind, digits):
     config, data = BASE, digits
     if kind == "text":

@@ -186,7 +186,7 @@ def in_float64():
     ("model", "curvature", "p"),
     [
         pytest.param(DROPPING_LSTM, "hessian", (0.6, 0.4), marks=pytest.mark.long),
-        (DROPPING_LSTM, "gauss_newton", None),
+        pytest.param(DROPPING_LSTM, "gauss_newton", None, marks=pytest.mark.long),
         pytest.param(TRANSFORMER, "hessian", (0.6, 0.4), marks=pytest.mark.long),
         (TRANSFORMER, "gauss_newton", None),
         pytest.param(TIED_GRU, "hessian", (0.6, 0.4), marks=pytest.mark.long),

@@ -95,7 +95,10 @@ def test_every_hook_is_called_and_metrics_of_methods_reach_the_log(plain, tiny_d
     assert float(metrics["again"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", [SehtH(lam=0.0), SehtD(lam=0.0, num_branches=1)])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(SehtH(lam=0.0), marks=pytest.mark.long), SehtD(lam=0.0, num_branches=1)],
+)
 def test_a_penalty_of_strength_0_changes_nothing(plain, tiny_digits, method):
     results = []
     for each in ((), (method,)):
@@ -353,7 +356,10 @@ def test_bfloat16_is_near_float32_with_params_of_float32(name, model_config):
             ModelConfig(network="resnet18", width=2, dtype="bfloat16", remat=True),
             marks=pytest.mark.long,
         ),
-        ModelConfig(network="wide-resnet", depth=10, width=1, dtype="bfloat16", remat=True),
+        pytest.param(
+            ModelConfig(network="wide-resnet", depth=10, width=1, dtype="bfloat16", remat=True),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=lambda model: model.network,
 )

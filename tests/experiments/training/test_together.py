@@ -101,7 +101,7 @@ def check_same(one, other):
             SehtH(lam=1e-4, bound=10.0), SehtH(lam=1e-3, bound=10.0), marks=pytest.mark.long
         ),
         pytest.param(SehtD(lam=1e-4, p=0.5), SehtD(lam=1e-3, p=0.5), marks=pytest.mark.long),
-        (GaussNewton(0.06, every=3), GaussNewton(0.2, every=3)),
+        pytest.param(GaussNewton(0.06, every=3), GaussNewton(0.2, every=3), marks=pytest.mark.long),
         pytest.param(
             CalibratedGaussNewton(0.01, p=0.5),
             CalibratedGaussNewton(0.1, p=0.5),
