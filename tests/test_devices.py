@@ -25,6 +25,7 @@ KEY = jax.random.key(3)
 LAM = 0.3
 MESH = collectives.MESH
 PROBABILITIES = pytest.mark.parametrize("p", [None, (0.6, 0.4)], ids=["seht_h", "seht_d"])
+# `test_every_form_of_the_step_trains_the_weights_that_one_device_does` has all of them.
 FORMS = pytest.mark.parametrize(
     "form",
     [

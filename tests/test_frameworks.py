@@ -308,8 +308,8 @@ MODELS = {
 }
 
 
-# Containers of which the rest of the tests has enough, or which JAX treats like another one here.
-_LONG = {"tuples", "named_tuples", "flat_list", "chex_dataclasses", "flax_structs", "nnx_pure"}
+# Beside each of these is a case of its kind: tuples, dataclasses, an NNX model.
+_LONG = {"named_tuples", "flat_list", "chex_dataclasses", "flax_structs", "nnx_pure"}
 
 
 @pytest.fixture(params=MODELS)

@@ -40,7 +40,7 @@ layer_functions = st.sampled_from(
         lambda path: path[0] if path else "root",
     ]
 )
-examples = settings(max_examples=10, deadline=None, derandomize=True)
+examples = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def loss_fn(params, scale=1.0):

@@ -414,7 +414,7 @@ def programs(draw):
     return program
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(programs(), st.sampled_from([0, 100]))
 def test_random_programs(program, intensity):
     x, directions = example()

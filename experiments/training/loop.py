@@ -699,15 +699,10 @@ def summarise(
     if config.trace_examples:
         part = task.first_examples(config.trace_examples)
         # With JAX's default generator, half of the compilation would be that of random numbers.
-        probes = jax.random.key(_TRACE_SEED, impl="rbg")
+        key = jax.random.key(_TRACE_SEED, impl="rbg")
         for name, curvature in _TRACES.items():
             mean, standard_error = evaluator.trace(
-                params,
-                network_state,
-                part,
-                probes,
-                config.trace_probes,
-                curvature,
+                params, network_state, part, key, config.trace_probes, curvature
             )
             result |= {name: mean, f"{name}_standard_error": standard_error}
         result["trace_examples"] = min(config.trace_examples, task.num_examples)

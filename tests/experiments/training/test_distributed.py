@@ -53,7 +53,7 @@ def weights_of(place, number=0):
 @pytest.mark.parametrize(
     ("dtype", "numbers"),
     [
-        pytest.param("float64", (2,), marks=pytest.mark.long),
+        ("float64", (2,)),
         pytest.param("float64", (4,), marks=pytest.mark.long),
         pytest.param("float32", (2, 4), marks=pytest.mark.long),
     ],
@@ -118,7 +118,7 @@ def test_an_error_in_one_process_ends_the_others_too(tmp_path, checkout):
     assert "Traceback" not in first + second
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_left_to_it_by_all(tmp_path, checkout):
     run_dir = tmp_path / "run"
     config = dataclasses.replace(
@@ -161,7 +161,7 @@ def test_an_error_in_the_middle_ends_the_others_too(tmp_path, checkout):
     assert "Traceback" not in first + second
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_on_slurm_processes_need_no_arguments_and_one_signal_ends_all(tmp_path, checkout):
     run_dir = tmp_path / "run"
