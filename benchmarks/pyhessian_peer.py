@@ -4,6 +4,9 @@ The network is a small ResNet in evaluation mode, as PyHessian has it; the loss 
 samples, the last batch a smaller one. Both compute in float32.
 """
 
+# PyTorch is in the extra `bench` alone, and type checking goes without it.
+# pyright: reportMissingImports=false
+
 import dataclasses
 import math
 import time
@@ -290,7 +293,7 @@ def their_curvatures(
         What was found.
     """
     # Where it is used, so that `--help` needs no PyTorch.
-    import torch  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+    import torch  # noqa: PLC0415
 
     from benchmarks.torch_hessian import PyHessian, torch_resnet  # noqa: PLC0415
 

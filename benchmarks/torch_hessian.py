@@ -69,9 +69,9 @@ class PyHessian:
         )
         product = self._hessian.dataloader_hv_product
 
-        def counted(direction: Sequence[Tensor]) -> Any:
+        def counted(v: Sequence[Tensor]) -> Any:  # PyHessian's name for the direction
             self.num_products += 1
-            return product(direction)
+            return product(v)
 
         self._hessian.dataloader_hv_product = counted
 

@@ -165,13 +165,13 @@ def train_step(
     network.zero_grad()
     logits, last_states = network(inputs, states)
     mean_loss(logits, labels).backward()
-    gradients = {name: param.grad for name, param in network.named_parameters()}
+    gradients = {
+        name: param.grad for name, param in network.named_parameters() if param.grad is not None
+    }
     for redundant in redundant_entries(network, gradients):
         redundant.zero_()
     nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
-    with torch.no_grad():
-        for param in network.parameters():
-            param.add_(param.grad, alpha=-learning_rate)
+    torch.optim.SGD(network.parameters(), learning_rate).step()
     return last_states
 
 
