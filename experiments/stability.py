@@ -19,12 +19,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import root_scalar
 
 import seht_jax as seht
 from experiments.environment import describe_environment
@@ -144,7 +144,9 @@ def equilibria(lam: float) -> list[Equilibrium]:
     speeds = np.asarray(jax.vmap(flow)(_in_valley(VALLEY)))[:, 0]
     found = [float(x) for x in VALLEY[speeds == 0]]
     found.extend(
-        float(root_scalar(speed, bracket=(VALLEY[i], VALLEY[i + 1]), xtol=1e-13).root)
+        float(
+            scipy.optimize.root_scalar(speed, bracket=(VALLEY[i], VALLEY[i + 1]), xtol=1e-13).root
+        )
         for i in np.flatnonzero(speeds[:-1] * speeds[1:] < 0)
     )
     return [Equilibrium(x, classify_params(loss, jnp.array([x, 0.0]))) for x in sorted(found)]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from sklearn import datasets
 
 from experiments.data.dataset import Dataset, make_dataset, stratified_holdout
 
@@ -18,6 +17,9 @@ def load_digits() -> Dataset:
     Returns:
         The data set; pixels are integers from 0 to 16, images ``(8, 8, 1)``.
     """
+    # Here, as it takes seconds of every command's start.
+    from sklearn import datasets  # noqa: PLC0415
+
     bunch: Any = datasets.load_digits()
     images = bunch.images.astype(np.uint8)[..., np.newaxis]
     labels = bunch.target

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy  # scipy.stats is loaded where it is used: it takes a second
 from matplotlib.figure import Figure
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -154,7 +154,7 @@ def _mean(values: Sequence[float], scale: float, digits: int, unit: str = "") ->
 def _difference(values: Sequence[float], others: Sequence[float], scale: float, digits: int) -> str:
     differences = [scale * (a - b) for a, b in zip(values, others, strict=True)]
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
     return f"{statistics.fmean(differences):+.{digits}f} ± {quantile * error:.{digits}f}"
 
 

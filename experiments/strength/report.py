@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from scipy import stats
+import scipy  # scipy.stats is loaded where it is used: it takes a second
 
 CONFIDENCE = 0.95
 
@@ -257,11 +257,11 @@ def _compare(
     elif num_diverged == 0:
         difference = statistics.fmean(differences)
         error = statistics.stdev(differences) / math.sqrt(num_seeds)
-        quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
+        quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, num_seeds - 1))
         half_width = quantile * error
         # Differences that are all alike leave no doubt about their mean.
         ratio = abs(difference) / error if error else (math.inf if difference else 0.0)
-        p_value = float(2 * stats.t.sf(ratio, num_seeds - 1))
+        p_value = float(2 * scipy.stats.t.sf(ratio, num_seeds - 1))
     plain_trace = _mean([row["trace"] for row in plain])
     return Comparison(
         network,

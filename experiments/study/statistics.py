@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats is loaded where it is used: it takes a second
 
 from experiments.report import summary
 from experiments.report.summary import Estimate
@@ -86,8 +86,8 @@ def paired_difference(
     return Difference(
         mean,
         error,
-        float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error,
-        float(2 * stats.t.sf(ratio, freedom)),
+        float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error,
+        float(2 * scipy.stats.t.sf(ratio, freedom)),
         len(differences),
     )
 
@@ -105,7 +105,7 @@ def no_worse_p_value(difference: Difference, margin: float) -> float:
     gain = difference.mean + margin
     if not difference.standard_error:
         return 0.0 if gain > 0 else 1.0
-    return float(stats.t.sf(gain / difference.standard_error, difference.num_pairs - 1))
+    return float(scipy.stats.t.sf(gain / difference.standard_error, difference.num_pairs - 1))
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> Correlation | None:
@@ -121,7 +121,7 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> Correlation 
     if len(first) < 3 or len(set(first)) == 1 or len(set(second)) == 1:
         return None
     # As arrays: SciPy's own result has no types.
-    found = np.asarray(stats.spearmanr(first, second))
+    found = np.asarray(scipy.stats.spearmanr(first, second))
     return Correlation(float(found[0]), float(found[1]), len(first))
 
 

@@ -162,14 +162,11 @@ class RunQueue:
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 optuna.storages.fail_stale_trials(self._study)
             self._enqueue_missing()
-            waiting = self._trials(TrialState.WAITING)
+            trials = self._trials(TrialState.WAITING, TrialState.FAIL)
+            waiting = [trial for trial in trials if trial.state == TrialState.WAITING]
             if not waiting:
                 return None
-            failures = Counter(
-                _key(trial)
-                for trial in self._trials(TrialState.FAIL)
-                if _FAILURE in trial.user_attrs
-            )
+            failures = Counter(_key(trial) for trial in trials if _FAILURE in trial.user_attrs)
             trial = min(
                 waiting, key=lambda trial: (failures[_key(trial)], self._order[_key(trial)])
             )
@@ -263,9 +260,11 @@ class RunQueue:
             How far they are.
         """
         with self._errors_named():
-            by_state = {state: self._trials(state) for state in TrialState}
-        finished, diverged = by_state[TrialState.COMPLETE], by_state[TrialState.PRUNED]
-        running = by_state[TrialState.RUNNING]
+            trials = self._trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        finished, diverged, running = (
+            [trial for trial in trials if trial.state == state]
+            for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        )
         return Progress(
             finished=len(finished),
             diverged=len(diverged),

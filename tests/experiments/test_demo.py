@@ -1,5 +1,6 @@
 """The demo, at a tiny size."""
 
+import dataclasses
 import io
 import json
 
@@ -9,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from experiments import demo
+from experiments.config import ModelConfig
 from experiments.demo import METHODS, DemoConfig, curve_steps, mean_and_error, run_demo, verdict
 from experiments.errors import SettingError
 from experiments.regularizers import SehtD
@@ -45,6 +47,8 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TIMING_ROUNDS", 1)
         patch.setattr(demo, "TIMING_BLOCK", 2)
+        small = dataclasses.replace(demo.digits.CONFIG, model=ModelConfig(width=2), trace_probes=2)
+        patch.setattr(demo.digits, "CONFIG", small)
         # One program instead of five, which take a minute to compile.
         patch.setitem(METHODS, "SEHT-D", (SehtD(num_branches=1),))
         results = run_demo(config, console)
