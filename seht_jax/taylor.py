@@ -169,10 +169,7 @@ def _to_first_order(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]
 def _linear(equation: core.JaxprEqn, inputs: Sequence[Jet]) -> list[Jet]:
     """Propagate through what is linear, or linear in pieces: it has no second derivative."""
     values = [jet.value for jet in inputs]
-
-    def derivative(tangents: Sequence[Any]) -> list[Any]:
-        return _derivative(lambda *x: bind_equation(equation, x), values, tangents)
-
+    derivative = functools.partial(_derivative, lambda *x: bind_equation(equation, x), values)
     return list(
         map(
             Jet,
@@ -584,22 +581,26 @@ def _derivative(
 ) -> list[Any]:
     """Return the derivatives of a function's results along tangents, of which `None` is zero."""
     active = [i for i, tangent in enumerate(tangents) if tangent is not None]
-
-    def of_active(*moved: Any) -> list[Any]:
-        operands = list(values)
-        for i, value in zip(active, moved, strict=True):
-            operands[i] = value
-        return function(*operands)
-
     if not active:
         return [None] * len(jax.eval_shape(function, *values))
     results, derivatives = jax.jvp(
-        of_active, [values[i] for i in active], [tangents[i] for i in active]
+        functools.partial(_with_operands, function, values, active),
+        [values[i] for i in active],
+        [tangents[i] for i in active],
     )
     return [
         None if result is None or not jnp.issubdtype(result.dtype, jnp.inexact) else derivative
         for result, derivative in zip(results, derivatives, strict=True)
     ]
+
+
+def _with_operands(
+    function: Callable[..., list[Any]], values: Sequence[Any], indices: Sequence[int], *moved: Any
+) -> list[Any]:
+    operands = list(values)
+    for i, operand in zip(indices, moved, strict=True):
+        operands[i] = operand
+    return function(*operands)
 
 
 def _along_each(
