@@ -40,7 +40,11 @@ from benchmarks.models import build_benchmark_model
 from seht_jax import products
 
 STREAMS = {GAUSS_NEWTON: 2, HESSIAN: 3, SPARSE: 3}
-PENALISED = pytest.mark.parametrize("form", STREAMS, ids=lambda form: form.name)
+PENALISED = pytest.mark.parametrize(
+    "form",
+    [GAUSS_NEWTON, HESSIAN, pytest.param(SPARSE, marks=pytest.mark.long)],
+    ids=lambda form: form.name,
+)
 FEW_SCALARS = 128  # bytes: the loss, the estimate, and two norms for each product
 NETWORKS = pytest.mark.parametrize(
     "name", ["mlp", pytest.param("resnet18", marks=pytest.mark.long)]

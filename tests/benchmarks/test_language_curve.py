@@ -47,7 +47,7 @@ def test_numbers_are_checked(settings, message):
         LanguageCurveConfig(**settings)
 
 
-@pytest.mark.parametrize("network", ["lstm", "gru"])
+@pytest.mark.parametrize("network", ["gru", pytest.param("lstm", marks=pytest.mark.long)])
 def test_both_are_trained_on_the_same_text(network, monkeypatch):
     pytest.importorskip("torch", reason="needs the extra `bench`")
     text = list("the quick brown fox jumps over the lazy dog ") * 40

@@ -121,7 +121,7 @@ def test_the_network_is_the_same_in_pytorch():
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_find_the_same():
     needs_pyhessian()
     console = Console(file=io.StringIO(), width=100)

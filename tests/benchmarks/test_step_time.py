@@ -47,6 +47,7 @@ def test_every_row_of_a_network_is_measured(console):
     assert seconds["SEHT-D, p = 0.05, 1 probe, every 4th step"] == pytest.approx(lazy)
 
 
+@pytest.mark.long
 def test_a_network_with_batch_norm_is_measured(console):
     rows = measured("resnet18", ("SEHT-H, 1 probe",), console)["rows"]
     found = [row["name"] for row in rows if row["error"] is None]

@@ -71,7 +71,7 @@ def text(tmp_path):
     ("kind", "mesh"),
     [
         pytest.param("images", "data=4", marks=pytest.mark.long),
-        ("images", "data=2,model=2"),
+        pytest.param("images", "data=2,model=2", marks=pytest.mark.long),
         pytest.param("text", "data=2,model=2", marks=pytest.mark.long),
     ],
 )

@@ -93,6 +93,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert "Going on from step" in console.file.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whole", [(SehtD(lam=1e-4, p=0.5, num_branches=1),)], indirect=True)
 def test_a_penalised_run_is_resumed(whole, tmp_path, digits, console, monkeypatch):
     test_a_resumed_run_equals_an_uninterrupted_one(
@@ -176,6 +177,7 @@ def test_a_run_is_resumed_between_two_batches_whose_gradients_are_averaged(
         assert all(row["trace_estimate"] > 0 for row in log_of(config))
 
 
+@pytest.mark.long
 def test_adahessian_trains_and_a_run_with_it_is_resumed(
     plain, tmp_path, digits, console, monkeypatch
 ):

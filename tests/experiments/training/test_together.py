@@ -92,7 +92,7 @@ def check_same(one, other):
 @pytest.mark.parametrize(
     ("weak", "strong"),
     [
-        (LabelSmoothing(0.1), LabelSmoothing(0.5)),
+        pytest.param(LabelSmoothing(0.1), LabelSmoothing(0.5), marks=pytest.mark.long),
         (SAM(0.01), SAM(0.1)),
         pytest.param(NSO(0.01), NSO(0.03), marks=pytest.mark.long),
         pytest.param(Cutout(2), Cutout(4), marks=pytest.mark.long),
