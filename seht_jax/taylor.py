@@ -594,6 +594,7 @@ def _derivative(
     ]
 
 
+# No function inside `_derivative`: the tests' type checks would decorate it anew for each equation.
 def _with_operands(
     function: Callable[..., list[Any]], values: Sequence[Any], indices: Sequence[int], *moved: Any
 ) -> list[Any]:

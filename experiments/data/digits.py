@@ -17,7 +17,7 @@ def load_digits() -> Dataset:
     Returns:
         The data set; pixels are integers from 0 to 16, images ``(8, 8, 1)``.
     """
-    # Here, as it takes seconds of every command's start.
+    # Where it is used: at the top it would add seconds to the start of every command.
     from sklearn import datasets  # noqa: PLC0415
 
     bunch: Any = datasets.load_digits()

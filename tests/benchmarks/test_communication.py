@@ -42,7 +42,7 @@ from seht_jax import products
 STREAMS = {GAUSS_NEWTON: 2, HESSIAN: 3, SPARSE: 3}
 PENALISED = pytest.mark.parametrize(
     "form",
-    [GAUSS_NEWTON, HESSIAN, pytest.param(SPARSE, marks=pytest.mark.long)],
+    [pytest.param(form, marks=pytest.mark.long if form is SPARSE else ()) for form in STREAMS],
     ids=lambda form: form.name,
 )
 FEW_SCALARS = 128  # bytes: the loss, the estimate, and two norms for each product

@@ -51,16 +51,15 @@ def test_the_penalty_is_lambda_times_the_trace(method, inputs_of):
     assert float(outputs.metrics["loss"]) == pytest.approx(17)
 
 
-@pytest.mark.parametrize(
-    ("rescale", "expected"),
-    [(True, 60.0), pytest.param(False, 60.0 * 2 * 0.25, marks=pytest.mark.long)],
-)
+@pytest.mark.parametrize(("rescale", "expected"), [(True, 60.0), (False, 60.0 * 2 * 0.25)])
 def test_rescaling_makes_the_mean_the_trace(rescale, expected, inputs_of):
     method = SehtD(lam=0.1, p=1.0, p_entries=0.25, rescale=rescale)
-    estimates = [
-        float(evaluate(method, inputs_of(seed=seed))[1].metrics["trace_estimate"])
-        for seed in range(64)
-    ]
+
+    @jax.jit
+    def estimate(seed):
+        return evaluate(method, inputs_of(seed=seed))[1].metrics["trace_estimate"]
+
+    estimates = [float(estimate(seed)) for seed in range(64)]
     error = np.std(estimates) / 8
     assert abs(np.mean(estimates) - expected) < 4 * error
     assert error > 0

@@ -11,7 +11,7 @@ import pytest
 from experiments.strength import cells
 from experiments.strength.cells import Cell, grid, train_cells
 from experiments.strength.forms import FORMS, RECOMMENDED, RISE, Losses, penalty_gradient
-from experiments.strength.tasks import WIDTHS, build_task
+from experiments.strength.tasks import TASKS, WIDTHS, build_task
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +72,8 @@ def test_the_first_step_that_is_not_finite_is_reported(mlp):
 @pytest.mark.parametrize(
     "name",
     [
-        "mlp",
-        "lstm",
-        pytest.param("resnet", marks=pytest.mark.long),
-        pytest.param("transformer", marks=pytest.mark.long),
+        pytest.param(name, marks=pytest.mark.long if name in {"resnet", "transformer"} else ())
+        for name in TASKS
     ],
 )
 def test_every_task_has_a_loss_with_marked_outputs(name):
