@@ -13,7 +13,7 @@ from experiments.study.protocol import PLAIN, Setting
 from experiments.study.records import Record
 from experiments.study.stages import StagePlan
 from experiments.study.statistics import correlation, estimate
-from experiments.study.tables import FLATNESS, flatness_records
+from experiments.study.tables import FLATNESS, FLATNESS_STAGES, flatness_records
 
 _COLUMNS = 4
 _MARKERS = "osD^vP*X"
@@ -104,6 +104,8 @@ def draw_flatness(
 ) -> Figure | None:
     """Draw the test loss against each measure of flatness, a point for each run.
 
+    Runs at equal time, which are shorter, have hollow points.
+
     Args:
         setting: The setting.
         records: The records, by run.
@@ -112,33 +114,40 @@ def draw_flatness(
     Returns:
         The figure; `None` if no run has been tested yet.
     """
-    measured = {name: flatness_records(setting, records, name) for name in FLATNESS}
-    measured = {name: there for name, there in measured.items() if there}
+    measured = {name: _by_stages(setting, records, name) for name in FLATNESS}
+    measured = {name: by_stages for name, by_stages in measured.items() if by_stages}
     if not measured:
         return None
-    methods = list(dict.fromkeys(each.method for there in measured.values() for each in there))
+    tested = {name: list(by_stages.values())[-1] for name, by_stages in measured.items()}
+    methods = list(dict.fromkeys(each.method for there in tested.values() for each in there))
     with colours(theme):
         figure, axes = _grid(theme, len(measured), columns=len(measured))
-        for axis, (name, there) in zip(axes, measured.items(), strict=True):
+        for axis, (name, there) in zip(axes, tested.items(), strict=True):
             for number, method in enumerate(methods):
-                mine = [record for record in there if record.method == method]
-                axis.scatter(
-                    [record.figures[name] for record in mine],
-                    [record.figures["test_loss"] for record in mine],
-                    color=theme.text if method == PLAIN else COLOURS[number % len(COLOURS)],
-                    marker=_MARKERS[number % len(_MARKERS)],
-                    s=16,
-                    alpha=0.8,
-                    linewidths=0,
-                    label=plain_text(method),
-                )
+                colour = theme.text if method == PLAIN else COLOURS[number % len(COLOURS)]
+                for stage, filling, label in (
+                    ("finalists", colour, plain_text(method)),
+                    ("equal-time", "none", "_at equal time"),
+                ):
+                    mine = [each for each in there if (each.method, each.stage) == (method, stage)]
+                    axis.scatter(
+                        [record.figures[name] for record in mine],
+                        [record.figures["test_loss"] for record in mine],
+                        facecolors=filling,
+                        edgecolors=colour,
+                        marker=_MARKERS[number % len(_MARKERS)],
+                        s=16,
+                        alpha=0.8,
+                        linewidths=0.8,
+                        label=label,
+                    )
             values = [record.figures[name] for record in there]
             if 0 < 10 * min(values) < max(values):
                 axis.set_xscale("log")
                 axis.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.set_title(f"{FLATNESS[name]}{_rank(there, name)}", fontsize=9)
+            axis.set_title("\n".join([FLATNESS[name], *_ranks(measured[name], name)]), fontsize=9)
         figure.supxlabel("the measure; but for ‖θ‖, sharper to the right", fontsize=9)
         figure.supylabel("test loss", fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -159,10 +168,12 @@ def describe_flatness(setting: Setting, records: Mapping[str, Record]) -> str:
         The text.
     """
     measures = [
-        f"{heading}{_rank(there, name)} over {len(there)} runs"
+        f"{heading}: {', '.join(ranks)}, of {' and '.join(numbers)} runs"
         for name, heading in FLATNESS.items()
-        for there in [flatness_records(setting, records, name)]
-        if there
+        for by_stages in [_by_stages(setting, records, name)]
+        for ranks in [_ranks(by_stages, name)]
+        for numbers in [[str(len(there)) for there in by_stages.values()]]
+        if ranks
     ]
     return (
         "Test loss against each measure of flatness, a point for each tested run. Spearman's rank "
@@ -251,10 +262,24 @@ def _error(setting: Setting, there: Sequence[Record]) -> tuple[float, float] | N
     return found.mean, found.standard_error or 0.0
 
 
-def _rank(there: Sequence[Record], name: str) -> str:
-    losses = [record.figures["test_loss"] for record in there]
-    found = correlation([record.figures[name] for record in there], losses)
-    return "" if found is None else f": ρ = {found.coefficient:+.2f}"
+def _by_stages(
+    setting: Setting, records: Mapping[str, Record], name: str
+) -> dict[str, list[Record]]:
+    tested = {
+        title: flatness_records(setting, records, name, stages)
+        for title, stages in FLATNESS_STAGES.items()
+    }
+    return {title: there for title, there in tested.items() if there}
+
+
+def _ranks(by_stages: Mapping[str, Sequence[Record]], name: str) -> list[str]:
+    ranks = []
+    for title, there in by_stages.items():
+        losses = [record.figures["test_loss"] for record in there]
+        found = correlation([record.figures[name] for record in there], losses)
+        if found is not None:
+            ranks.append(f"ρ = {found.coefficient:+.2f} ({title})")
+    return ranks
 
 
 def _grid(theme: Theme, number: int, columns: int = _COLUMNS) -> tuple[Figure, list[Axes]]:

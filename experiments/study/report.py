@@ -153,8 +153,8 @@ def _strengths(
 def _flatness(setting: Setting, records: Mapping[str, Record]) -> list[Picture]:
     return _picture(
         f"flatness-{setting.name}",
-        f"Flatness against test loss: {setting.title}. One point for each tested run; ρ is "
-        "Spearman's rank correlation over all of them.",
+        f"Flatness against test loss: {setting.title}. One point for each tested run, a "
+        "hollow one for those at equal time, which are shorter; ρ is Spearman's rank correlation.",
         lambda theme: draw_flatness(setting, records, theme),
         lambda: describe_flatness(setting, records),
     )

@@ -1,7 +1,7 @@
 """The tables of the study's report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.report.summary import Estimate
@@ -28,6 +28,12 @@ FLATNESS = {
     "params_norm": "‖θ‖",
 }
 """Measures of flatness, by the name of their figure: the larger, the sharper, but for the norm."""
+
+FLATNESS_STAGES = {
+    "equal epochs": ("finalists",),
+    "equal time too": ("finalists", "equal-time"),
+}
+"""Stages over whose runs flatness is compared with test loss, by what they are called."""
 
 _STAGES_REMARK = (
     "A stage is planned when those before it are complete; what is there of one that is not "
@@ -60,10 +66,12 @@ _CONDITIONS_REMARK = (
     "those of the finalists, which were not tuned again."
 )
 _FLATNESS_REMARK = (
-    "Spearman's rank correlation over the runs of the finalists, and of those at equal time: +1 "
-    "where the sharper network always has the higher test loss. Within methods: after the mean of "
-    "its method has been taken from each figure. The p values are for independent runs, which "
-    "those of one seed are not, and are not corrected for their number."
+    "Spearman's rank correlation over the runs of the finalists, and over them and those at equal "
+    "time: +1 where the sharper network always has the higher test loss. Runs at equal time are "
+    "shorter, and a network that was trained for less time alone ends at a flatter point and at a "
+    "higher loss. Within methods: after the mean of its method has been taken from each figure. "
+    "The p values are for independent runs, which those of one seed are not, and are not corrected "
+    "for their number."
 )
 
 
@@ -405,28 +413,30 @@ def flatness_table(settings: Sequence[Setting], records: Mapping[str, Record]) -
     """
     lines = []
     for setting in settings:
-        for name, heading in FLATNESS.items():
-            there = flatness_records(setting, records, name)
-            methods = [record.method for record in there]
-            values = [record.figures[name] for record in there]
-            losses = [record.figures["test_loss"] for record in there]
-            over_all = correlation(values, losses)
-            within = correlation(without_means(values, methods), without_means(losses, methods))
-            if over_all is not None:
-                lines.append(
-                    [
-                        setting.name,
-                        heading,
-                        f"{over_all.coefficient:+.2f}",
-                        f"{over_all.p_value:.2g}",
-                        NOTHING if within is None else f"{within.coefficient:+.2f}",
-                        NOTHING if within is None else f"{within.p_value:.2g}",
-                        str(over_all.num_points),
-                    ]
-                )
+        for title, stages in FLATNESS_STAGES.items():
+            for name, heading in FLATNESS.items():
+                there = flatness_records(setting, records, name, stages)
+                methods = [record.method for record in there]
+                values = [record.figures[name] for record in there]
+                losses = [record.figures["test_loss"] for record in there]
+                over_all = correlation(values, losses)
+                within = correlation(without_means(values, methods), without_means(losses, methods))
+                if over_all is not None:
+                    lines.append(
+                        [
+                            setting.name,
+                            title,
+                            heading,
+                            f"{over_all.coefficient:+.2f}",
+                            f"{over_all.p_value:.2g}",
+                            NOTHING if within is None else f"{within.coefficient:+.2f}",
+                            NOTHING if within is None else f"{within.p_value:.2g}",
+                            str(over_all.num_points),
+                        ]
+                    )
     return Table(
         "Flatness against test loss",
-        ["setting", "measure", "ρ", "p", "ρ within methods", "p", "n"],
+        ["setting", "runs", "measure", "ρ", "p", "ρ within methods", "p", "n"],
         lines,
         [
             _FLATNESS_REMARK,
@@ -434,24 +444,27 @@ def flatness_table(settings: Sequence[Setting], records: Mapping[str, Record]) -
     )
 
 
-def flatness_records(setting: Setting, records: Mapping[str, Record], measure: str) -> list[Record]:
+def flatness_records(
+    setting: Setting, records: Mapping[str, Record], measure: str, stages: Collection[str]
+) -> list[Record]:
     """List the runs over which flatness is compared with test loss.
 
     Args:
         setting: The setting.
         records: The records, by run.
         measure: A measure of flatness.
+        stages: Stages whose runs are wanted, as in `FLATNESS_STAGES`.
 
     Returns:
-        The tested runs of the setting as it is, in all methods.
+        The tested runs of these stages that did not diverge; none if one of the stages has none.
     """
-    return [
+    tested = [
         record
         for record in records.values()
-        if record.setting == setting.name
-        if record.stage in {"finalists", "equal-time"}
+        if (record.setting, record.stage in stages) == (setting.name, True)
         if not record.diverged and {measure, "test_loss"} <= record.figures.keys()
     ]
+    return tested if {record.stage for record in tested} == set(stages) else []
 
 
 def show(

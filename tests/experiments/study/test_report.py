@@ -188,14 +188,22 @@ def test_conditions_are_compared_with_plain_training_in_each(everything):
     assert not any("p (Holm)" in heading for heading in lines[0])
 
 
-def test_flatness_is_ranked_against_the_test_loss(everything):
+def test_flatness_is_ranked_against_the_test_loss_with_and_without_equal_time(everything):
     lines = lines_of(flatness_table(PROTOCOL.settings, everything))
-    by_measure = {line["measure"]: line for line in lines}
-    relative = by_measure["relative trace of G"]
-    number = NUM_RUNS["finalists"] + NUM_RUNS["equal-time"]
-    assert (relative["ρ"], relative["n"]) == ("+1.00", str(number))
-    assert "tr(G)" not in by_measure  # the same in all runs
-    assert by_measure["tr(H)"]["ρ"] != "+1.00"
+    by_measure = {(line["runs"], line["measure"]): line for line in lines}
+    number = NUM_RUNS["finalists"]
+    for runs in ("equal epochs", "equal time too"):
+        relative = by_measure[runs, "relative trace of G"]
+        assert (relative["ρ"], relative["n"]) == ("+1.00", str(number))
+        assert (runs, "tr(G)") not in by_measure  # the same in all runs
+        assert by_measure[runs, "tr(H)"]["ρ"] != "+1.00"
+        number += NUM_RUNS["equal-time"]
+
+
+def test_before_equal_time_flatness_is_of_equal_epochs(everything):
+    some = {key: record for key, record in everything.items() if record.stage != "equal-time"}
+    lines = lines_of(flatness_table(PROTOCOL.settings, some))
+    assert {line["runs"] for line in lines} == {"equal epochs"}
 
 
 def test_what_is_not_complete_is_said(everything):
@@ -237,7 +245,8 @@ def test_figures_say_in_words_what_they_show(everything):
     for method in SETTING.methods:
         assert method.label in strengths.alternative
     assert re.search(r"Plain training has \d+\.\d\d", strengths.alternative)
-    assert "relative trace of G: ρ = +1.00 over 21 runs" in flatness.alternative
+    ranks = "ρ = +1.00 (equal epochs), ρ = +1.00 (equal time too), of 12 and 21 runs"
+    assert f"relative trace of G: {ranks}" in flatness.alternative
 
 
 def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, console, monkeypatch):
