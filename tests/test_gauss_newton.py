@@ -344,7 +344,8 @@ LIFTED = {
 
 
 @pytest.mark.parametrize(
-    "lift", ["jit", pytest.param("remat", marks=pytest.mark.long), "scan", "vmap"]
+    "lift",
+    [*(pytest.param(lift, marks=pytest.mark.long) for lift in ("jit", "remat")), "scan", "vmap"],
 )
 def test_the_mark_survives_lifted_transformations_of_flax(lift):
     images = jax.random.normal(jax.random.key(1), (4, 3))

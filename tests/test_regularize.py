@@ -21,7 +21,20 @@ def case(request):
 # The formula
 
 
-@pytest.mark.parametrize(("p", "num_probes"), [(None, 3), ((0.7, 0.3), 1)])
+@pytest.mark.parametrize(
+    ("case", "p", "num_probes"),
+    [
+        pytest.param(
+            name,
+            p,
+            num_probes,
+            marks=pytest.mark.long if p and name in {"conv_net", "lstm"} else (),
+        )
+        for name in networks.CASES
+        for p, num_probes in ((None, 3), ((0.7, 0.3), 1))
+    ],
+    indirect=["case"],
+)
 def test_equals_the_dense_formula_and_its_gradient(case, p, num_probes):
     expected = dense_penalised(without_aux(case.loss_fn), KEY, p, LAM, num_probes=num_probes)
     penalised = seht.regularize(case.loss_fn, KEY, p, LAM, num_probes=num_probes, has_aux=True)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import compilation
 import pytest
 
 
@@ -27,7 +28,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(
     finished = subprocess.run(
         [sys.executable, str(script), str(tmp_path), data, str(seed), str(kills)],
         cwd=checkout,
-        env={"PYTHONPATH": str(checkout), "PATH": "", "JAX_PLATFORMS": "cpu"},
+        env={
+            "PYTHONPATH": str(checkout),
+            "PATH": "",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": " ".join(compilation.FLAGS),
+        },
         capture_output=True,
         text=True,
         check=False,
