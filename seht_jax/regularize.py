@@ -96,8 +96,9 @@ def regularize(
     of 1.124 by 0.062 +- 0.034 (95 %), and its accuracy, 63.4 instead of 61.8 %, is higher by 1.6 +-
     1.4 points, which is not significant after correction. SEHT-D in the Gauss-Newton form lowers it
     by 0.082 +- 0.029, and is no worse than SAM at 0.9 times its step. They take 2.3 and 1.7 plain
-    steps, and mixup does as much at 1.1. In plain training's time, in fewer epochs, they are worse
-    than it by 10.1 +- 1.3 and 6.2 +- 1.9 points: train longer first, where that still helps.
+    steps, and mixup does as much at 1.1. In plain training's time, in fewer epochs, the accuracy of
+    the two forms is lower than its by 10.1 +- 1.3 and 6.2 +- 1.9 points: do not pay for the penalty
+    with epochs that the network needs.
 
     Build it *inside* the jitted step, from that step's key. A penalised loss that is built once,
     outside of the step, has one key, so that every step takes the same probe:

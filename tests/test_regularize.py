@@ -28,7 +28,7 @@ def case(request):
             name,
             p,
             num_probes,
-            marks=pytest.mark.long if p and name in {"conv_net", "lstm"} else (),
+            marks=pytest.mark.long if p and name == "conv_net" else (),
         )
         for name in networks.CASES
         for p, num_probes in ((None, 3), ((0.7, 0.3), 1))

@@ -12,7 +12,7 @@ from experiments.report.theme import LIGHT, Theme, colours, plain_text
 from experiments.study.protocol import PLAIN, Setting
 from experiments.study.records import Record
 from experiments.study.stages import StagePlan
-from experiments.study.statistics import correlation, estimate
+from experiments.study.statistics import Correlation, correlation, estimate
 from experiments.study.tables import FLATNESS, FLATNESS_STAGES, flatness_records
 
 _COLUMNS = 4
@@ -147,8 +147,14 @@ def draw_flatness(
                 axis.xaxis.set_minor_formatter(NullFormatter())
             else:
                 axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.set_title("\n".join([FLATNESS[name], *_ranks(measured[name], name)]), fontsize=9)
-        figure.supxlabel("the measure; but for ‖θ‖, sharper to the right", fontsize=9)
+            ranks = [
+                f"ρ = {found.coefficient:+.2f} ({title})"
+                for title, found in _ranks(measured[name], name).items()
+            ]
+            axis.set_title("\n".join([FLATNESS[name], *ranks]), fontsize=9)
+        figure.supxlabel(
+            "the measure; but for ‖θ‖, sharper to the right. Hollow: at equal time", fontsize=9
+        )
         figure.supylabel("test loss", fontsize=9)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(
@@ -167,18 +173,16 @@ def describe_flatness(setting: Setting, records: Mapping[str, Record]) -> str:
     Returns:
         The text.
     """
-    measures = [
-        f"{heading}: {', '.join(ranks)}, of {' and '.join(numbers)} runs"
-        for name, heading in FLATNESS.items()
-        for by_stages in [_by_stages(setting, records, name)]
-        for ranks in [_ranks(by_stages, name)]
-        for numbers in [[str(len(there)) for there in by_stages.values()]]
-        if ranks
-    ]
-    return (
-        "Test loss against each measure of flatness, a point for each tested run. Spearman's rank "
-        f"correlations: {'; '.join(measures)}."
-    )
+    measures = []
+    for name, heading in FLATNESS.items():
+        ranks = [
+            f"ρ = {found.coefficient:+.2f} ({title}, n = {found.num_points})"
+            for title, found in _ranks(_by_stages(setting, records, name), name).items()
+        ]
+        if ranks:
+            measures.append(f"{heading}: {', '.join(ranks)}")
+    ranked = f" Spearman's rank correlations: {'; '.join(measures)}." if measures else ""
+    return f"Test loss against each measure of flatness, a point for each tested run.{ranked}"
 
 
 def strength_curves(
@@ -272,13 +276,13 @@ def _by_stages(
     return {title: there for title, there in tested.items() if there}
 
 
-def _ranks(by_stages: Mapping[str, Sequence[Record]], name: str) -> list[str]:
-    ranks = []
+def _ranks(by_stages: Mapping[str, Sequence[Record]], name: str) -> dict[str, Correlation]:
+    ranks = {}
     for title, there in by_stages.items():
         losses = [record.figures["test_loss"] for record in there]
         found = correlation([record.figures[name] for record in there], losses)
         if found is not None:
-            ranks.append(f"ρ = {found.coefficient:+.2f} ({title})")
+            ranks[title] = found
     return ranks
 
 

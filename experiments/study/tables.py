@@ -31,9 +31,10 @@ FLATNESS = {
 
 FLATNESS_STAGES = {
     "equal epochs": ("finalists",),
-    "equal time too": ("finalists", "equal-time"),
+    "with equal time": ("finalists", "equal-time"),
 }
-"""Stages over whose runs flatness is compared with test loss, by what they are called."""
+"""Stages over whose runs flatness is compared with test loss, by what they are called; the last
+ones hold all others."""
 
 _STAGES_REMARK = (
     "A stage is planned when those before it are complete; what is there of one that is not "
@@ -68,10 +69,9 @@ _CONDITIONS_REMARK = (
 _FLATNESS_REMARK = (
     "Spearman's rank correlation over the runs of the finalists, and over them and those at equal "
     "time: +1 where the sharper network always has the higher test loss. Runs at equal time are "
-    "shorter, and a network that was trained for less time alone ends at a flatter point and at a "
-    "higher loss. Within methods: after the mean of its method has been taken from each figure. "
-    "The p values are for independent runs, which those of one seed are not, and are not corrected "
-    "for their number."
+    "shorter, which by itself changes both flatness and loss. Within methods: after the mean of "
+    "its method has been taken from each figure. The p values are for independent runs, which "
+    "those of one seed are not, and are not corrected for their number."
 )
 
 
@@ -461,7 +461,7 @@ def flatness_records(
     tested = [
         record
         for record in records.values()
-        if (record.setting, record.stage in stages) == (setting.name, True)
+        if record.setting == setting.name and record.stage in stages
         if not record.diverged and {measure, "test_loss"} <= record.figures.keys()
     ]
     return tested if {record.stage for record in tested} == set(stages) else []

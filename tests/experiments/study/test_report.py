@@ -12,6 +12,7 @@ from experiments.report.page import Picture
 from experiments.report.summary import Estimate
 from experiments.strength.report import holm
 from experiments.study import report
+from experiments.study.figures import describe_flatness, draw_flatness
 from experiments.study.protocol import PLAIN
 from experiments.study.records import append_record
 from experiments.study.stages import plan_stage
@@ -192,7 +193,7 @@ def test_flatness_is_ranked_against_the_test_loss_with_and_without_equal_time(ev
     lines = lines_of(flatness_table(PROTOCOL.settings, everything))
     by_measure = {(line["runs"], line["measure"]): line for line in lines}
     number = NUM_RUNS["finalists"]
-    for runs in ("equal epochs", "equal time too"):
+    for runs in ("equal epochs", "with equal time"):
         relative = by_measure[runs, "relative trace of G"]
         assert (relative["ρ"], relative["n"]) == ("+1.00", str(number))
         assert (runs, "tr(G)") not in by_measure  # the same in all runs
@@ -204,6 +205,18 @@ def test_before_equal_time_flatness_is_of_equal_epochs(everything):
     some = {key: record for key, record in everything.items() if record.stage != "equal-time"}
     lines = lines_of(flatness_table(PROTOCOL.settings, some))
     assert {line["runs"] for line in lines} == {"equal epochs"}
+
+
+def test_runs_at_equal_time_have_hollow_points(everything):
+    figure = draw_flatness(SETTING, everything)
+    points = [(each.get_offsets(), each.get_facecolor()) for each in figure.axes[0].collections]
+    assert sum(len(places) for places, fill in points if len(fill)) == NUM_RUNS["finalists"]
+    assert sum(len(places) for places, fill in points if not len(fill)) == NUM_RUNS["equal-time"]
+
+
+def test_of_a_single_tested_run_no_rank_is_said(everything):
+    key = next(key for key, record in everything.items() if record.stage == "finalists")
+    assert describe_flatness(SETTING, {key: everything[key]}).endswith("for each tested run.")
 
 
 def test_what_is_not_complete_is_said(everything):
@@ -245,7 +258,7 @@ def test_figures_say_in_words_what_they_show(everything):
     for method in SETTING.methods:
         assert method.label in strengths.alternative
     assert re.search(r"Plain training has \d+\.\d\d", strengths.alternative)
-    ranks = "ρ = +1.00 (equal epochs), ρ = +1.00 (equal time too), of 12 and 21 runs"
+    ranks = "ρ = +1.00 (equal epochs, n = 12), ρ = +1.00 (with equal time, n = 21)"
     assert f"relative trace of G: {ranks}" in flatness.alternative
 
 
