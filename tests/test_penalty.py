@@ -115,7 +115,7 @@ def test_the_result_does_not_depend_on_the_branches(num_branches, monkeypatch):
         (1, 1),
         (1, 3),
         (2, 10),
-        pytest.param(3, 1, marks=pytest.mark.long),
+        *(pytest.param(3, batch, marks=pytest.mark.long) for batch in (1, 2)),
         (5, 2),
         *(pytest.param(7, batch, marks=pytest.mark.long) for batch in (3, 10)),
     ],
