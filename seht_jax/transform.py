@@ -75,7 +75,7 @@ def add_hessian_trace(
     learning rate it is decoupled from it, as AdamW's weight decay is.
 
     Begin with ``p=None, curvature="gauss_newton", scale_free=True`` and the strength
-    ``lambda step: 0.2 * (step / num_steps) ** 2``. The defaults are the paper's estimator, whose
+    ``lambda step: 0.06 * (step / num_steps) ** 2``. The defaults are the paper's estimator, whose
     trace has no lower bound: minimising it seeks negative curvature, which destroys the training.
 
     `update` needs the loss of the step: `update(grads, state, params, value_fn=value_fn)`, with

@@ -1,5 +1,6 @@
 """Settings of every test: eight CPU devices, strict dtypes, float64 for the library's tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from jaxtyping import config
 from oracle import without_aux
 
 jax.config.update("jax_platforms", "cpu")
+
+gc.set_threshold(20_000, 20, 100)  # of a test's time, 3 % was garbage collection
 
 # XLA maps each program at some 16 places, and Linux ends a process that has 65,530.
 _MANY_MAPPINGS = 30_000

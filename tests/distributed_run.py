@@ -1,6 +1,6 @@
 """One process of several that train the same weights: by `test_distributed.py`.
 
-    python tests/distributed_run.py OUT DTYPE PORT NUM_PROCESSES PROCESS_ID
+    python tests/distributed_run.py OUT NETWORK DTYPE PORT NUM_PROCESSES PROCESS_ID
 
 Takes 20 steps with SEHT-D and writes the weights, and how many layers each step drew, to OUT with
 the process's number.
@@ -23,7 +23,6 @@ from experiments.training.loop import build_experiment
 STEPS = 20
 CONFIG = TrainConfig(
     name="distributed",
-    model=ModelConfig(width=2),
     method=(SehtD(lam=1e-3, p=0.6, p_entries=0.4, num_branches=1),),
     optimizer=OptimizerConfig(learning_rate=0.1, clip_norm=0.0),
     batch_size=100,
@@ -52,7 +51,9 @@ def take_steps(config: TrainConfig, out: Path, dtype: str) -> None:
     np.savez(f"{out}-{process}.npz", *weights, drawn=np.array(drawn))
 
 
-def main(out: str, dtype: str, port: str, num_processes: str, process_id: str) -> None:
+def main(
+    out: str, network: str, dtype: str, port: str, num_processes: str, process_id: str
+) -> None:
     devices = DevicesConfig()
     if int(num_processes) > 1:
         devices = DevicesConfig(
@@ -61,7 +62,8 @@ def main(out: str, dtype: str, port: str, num_processes: str, process_id: str) -
             num_processes=int(num_processes),
             process_id=int(process_id),
         )
-    config = dataclasses.replace(CONFIG, devices=devices, model=ModelConfig(width=2, dtype=dtype))
+    model = ModelConfig(network, width=2, dtype=dtype)
+    config = dataclasses.replace(CONFIG, devices=devices, model=model)
     join_processes(config.devices)
     take_steps(config, Path(out), dtype)
 

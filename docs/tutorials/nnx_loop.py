@@ -109,7 +109,7 @@ def train(step_function):
 
 def with_penalty(model, optimizer, images, labels, step):
     key = jax.random.fold_in(jax.random.key(2), step)
-    strength = 0.2 * (step / NUM_STEPS) ** 2
+    strength = 0.06 * (step / NUM_STEPS) ** 2
     regularized_step(model, optimizer, images, labels, key, jnp.asarray(strength))
 
 
@@ -122,21 +122,28 @@ regularized = train(with_penalty)
 
 
 # %%
+graphdef = nnx.graphdef(plain)
+
+
+def evaluation_loss(params, rest, images, labels):
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    return cross_entropy(seht.outputs(model(images)), labels)
+
+
+gauss_newton_trace = jax.jit(
+    seht.hutchinson_trace(
+        evaluation_loss, jax.random.key(3), num_probes=50, curvature="gauss_newton"
+    )
+)
+
+
 def describe(model):
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def loss_fn(params, images, labels):
-        return cross_entropy(
-            seht.outputs(nnx.merge(graphdef, params, rest, copy=True)(images)), labels
-        )
-
-    trace = jax.jit(
-        seht.hutchinson_trace(loss_fn, jax.random.key(3), num_probes=50, curvature="gauss_newton")
-    )(params, train_images, train_labels)
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    trace = gauss_newton_trace(params, rest, train_images, train_labels)
     accuracy = jnp.mean(jnp.argmax(model(test_images), -1) == test_labels)
     return (
         f"tr(G) {trace.mean:.1f} ± {trace.standard_error:.1f}, "
-        f"test loss {loss_fn(params, test_images, test_labels):.3f}, "
+        f"test loss {evaluation_loss(params, rest, test_images, test_labels):.3f}, "
         f"test accuracy {accuracy:.1%}"
     )
 

@@ -200,7 +200,7 @@ def language_rows(
         row("SEHT-D", SehtD(lam=table.lam, p=table.p, rescale=False)),
         row("SEHT-H", SehtH(lam=table.mean_weight(table.lam)), note=_SEHT_H_NOTE),
         row("Gauss-Newton SEHT-D", CalibratedGaussNewton(p=table.p), note=CALIBRATED_NOTE),
-        row("Gauss-Newton SEHT-H", GaussNewton(), note=SCALE_FREE_NOTE),
+        row("Gauss-Newton SEHT-H", GaussNewton(strength=0.2), note=SCALE_FREE_NOTE),
     )
 
 

@@ -33,7 +33,7 @@ class GaussNewton(Regularizer):
 
     name: ClassVar[str] = "gauss-newton"
 
-    strength: float = 0.2
+    strength: float = 0.06
     rise: float = 1.0
     num_probes: int = 1
     probe_batch: int | None = None

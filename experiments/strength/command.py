@@ -6,10 +6,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from experiments.regularizers import GaussNewton
 from experiments.strength.forms import RECOMMENDED
 from experiments.strength.report import compare, markdown, overview, verdict
-from experiments.strength.studies import STUDIES, run_study
+from experiments.strength.studies import JUDGED_STRENGTH, STUDIES, run_study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ def run_strength(config: StrengthConfig, console: Console) -> Path:
     directory = config.output_dir / config.study
     rows = run_study(STUDIES[config.study], directory, console)
     comparisons = compare(rows)
-    summary = overview(comparisons) + verdict(comparisons, RECOMMENDED, GaussNewton().strength)
+    summary = overview(comparisons) + verdict(comparisons, RECOMMENDED, JUDGED_STRENGTH)
     path = directory / "table.md"
     path.write_text(f"{summary}\n{markdown(comparisons)}", encoding="utf-8")
     console.print(summary, highlight=False, soft_wrap=True)

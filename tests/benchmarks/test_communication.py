@@ -160,7 +160,7 @@ def test_params_that_are_gathered_change_nothing_in_what_is_reduced(paths, name,
         ("resnet18", PLAIN_FORM, [13]),
         ("resnet18", GAUSS_NEWTON, [22]),
         ("resnet18", HESSIAN, [23]),
-        ("resnet18", SPARSE, [13, 26, 21, 16, 14]),
+        pytest.param("resnet18", SPARSE, [13, 26, 21, 16, 14], marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -176,7 +176,12 @@ def test_a_step_has_no_more_collectives_than_it_had(paths, name, form, most):
 
 @pytest.mark.parametrize(
     ("name", "placement"),
-    [("mlp", "replicated"), ("mlp", "sharded"), ("mlp", "gathered"), ("resnet18", "replicated")],
+    [
+        ("mlp", "replicated"),
+        ("mlp", "sharded"),
+        ("mlp", "gathered"),
+        pytest.param("resnet18", "replicated", marks=pytest.mark.long),
+    ],
 )
 def test_a_step_without_a_drawn_layer_communicates_as_a_plain_one(paths, name, placement):
     (plain,) = paths(name, placement, PLAIN_FORM)
@@ -185,11 +190,12 @@ def test_a_step_without_a_drawn_layer_communicates_as_a_plain_one(paths, name, p
     assert arrays(nothing_drawn) == arrays(plain)
 
 
-def test_a_shorter_end_of_the_network_communicates_less(paths):
-    nothing_drawn, *programs = paths("resnet18", "replicated", SPARSE)
-    (dense,) = paths("resnet18", "replicated", HESSIAN)
+@NETWORKS
+def test_a_shorter_end_of_the_network_communicates_less(paths, name):
+    nothing_drawn, *programs = paths(name, "replicated", SPARSE)
+    (dense,) = paths(name, "replicated", HESSIAN)
     sizes = [path.total_bytes for path in programs]
-    assert len(sizes) == 4
+    assert len(sizes) > 2
     assert sizes == sorted(sizes, reverse=True)
     assert nothing_drawn.total_bytes < sizes[-1]
     assert sizes[0] <= dense.total_bytes

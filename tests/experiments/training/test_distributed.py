@@ -51,14 +51,16 @@ def weights_of(place, number=0):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("dtype", "numbers"),
+    ("network", "dtype", "numbers"),
     [
-        ("float64", (2,)),
-        pytest.param("float64", (4,), marks=pytest.mark.long),
-        pytest.param("float32", (2, 4), marks=pytest.mark.long),
+        ("convnet", "float64", (2,)),
+        pytest.param("digits-resnet", "float64", (2, 4), marks=pytest.mark.long),
+        pytest.param("digits-resnet", "float32", (2, 4), marks=pytest.mark.long),
     ],
 )
-def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, numbers, record_property):
+def test_processes_train_the_weights_of_one(
+    tmp_path, checkout, network, dtype, numbers, record_property
+):
     script = checkout / "tests" / "distributed_run.py"
     x64 = {"JAX_ENABLE_X64": "1" if dtype == "float64" else "0"}
     found = {}
@@ -66,7 +68,7 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, numbers, 
         place, port = tmp_path / str(number), free_port()
         end(
             [
-                start(checkout, [script, place, dtype, port, number, process], 4 // number, **x64)
+                start(checkout, [script, place, network, dtype, port, number, process], 4 // number, **x64)
                 for process in range(number)
             ]
         )
@@ -81,7 +83,7 @@ def test_processes_train_the_weights_of_one(tmp_path, checkout, dtype, numbers, 
                 largest = max(largest, float(difference))
             # The last array is how many layers each step drew.
             np.testing.assert_array_equal(weights[-1], expected[-1])
-        record_property("difference", {"what": f"{dtype}, {number} processes", "largest": largest})
+        record_property("difference", {"what": f"{network}, {dtype}, {number} processes", "largest": largest})
         assert largest < TOLERANCE[dtype]
     assert len(set(expected[-1])) > 1
 
