@@ -375,7 +375,7 @@ def test_the_mark_survives_lifted_transformations_of_flax(lift):
 @pytest.mark.parametrize(
     "transform",
     [
-        nnx.jit,
+        pytest.param(nnx.jit, marks=pytest.mark.long),
         pytest.param(nnx.remat, marks=pytest.mark.long),
         pytest.param(lambda function: nnx.jit(nnx.remat(function)), marks=pytest.mark.long),
         lambda function: nnx.remat(nnx.jit(nnx.jit(function))),
