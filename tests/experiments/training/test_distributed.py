@@ -65,10 +65,11 @@ def test_processes_train_the_weights_of_one(
     x64 = {"JAX_ENABLE_X64": "1" if dtype == "float64" else "0"}
     found = {}
     for number in (1, *numbers):
-        place, port = tmp_path / str(number), free_port()
+        place = tmp_path / str(number)
+        arguments = [script, place, network, dtype, free_port(), number]
         end(
             [
-                start(checkout, [script, place, network, dtype, port, number, process], 4 // number, **x64)
+                start(checkout, [*arguments, process], 4 // number, **x64)
                 for process in range(number)
             ]
         )
@@ -83,7 +84,8 @@ def test_processes_train_the_weights_of_one(
                 largest = max(largest, float(difference))
             # The last array is how many layers each step drew.
             np.testing.assert_array_equal(weights[-1], expected[-1])
-        record_property("difference", {"what": f"{network}, {dtype}, {number} processes", "largest": largest})
+        what = f"{network}, {dtype}, {number} processes"
+        record_property("difference", {"what": what, "largest": largest})
         assert largest < TOLERANCE[dtype]
     assert len(set(expected[-1])) > 1
 
