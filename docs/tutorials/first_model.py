@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A first regularized model
 #
-# A perceptron on scikit-learn's 8×8 digits, trained plainly and with the penalty: the same step,
-# the same batches. At the end the curvature of both is measured.
+# A perceptron on scikit-learn's 8×8 digits, trained plainly and with the penalty at two strengths:
+# the same step, the same batches. At the end the curvature of all three is measured.
 
 # %%
 import jax
@@ -130,11 +130,11 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# At 0.06 the minimum is flatter: that is what the penalty is for. At 0.2 it is not, because the
-# penalty no longer lets the network learn its data; the training loss shows it. Where that rises,
-# take a smaller strength. Whether a flatter network has a lower test loss is another question, and
-# one seed does not answer it; change `seed` and see. What is known over many networks and seeds is
-# in [which form, how strong](../forms.html).
+# At 0.06 the minimum is flatter: that is what the penalty is for. At 0.2 it is sharper, and the
+# losses are several times as large: here that is too much, while other networks do best with it.
+# So choose the strength by the loss on validation data. Whether a flatter network has a lower test
+# loss is another question, and one seed does not answer it; change `seed` and see. What is known
+# over many networks and seeds is in [which form, how strong](../forms.html).
 #
 # Next: the penalty in [a training loop that is there already](nnx_loop.html), and [more about the
 # curvature](curvature.html) of a trained network.

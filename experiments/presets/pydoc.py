@@ -6,7 +6,7 @@
 `pydoc` is a 2-layer LSTM with the recipe of the paper's WikiText-2 but for dropout, and reaches a
 test perplexity of 3.8 per character in two and a half minutes of one busy CPU core.
 `pydoc-transformer` is a pre-norm transformer with Adam, and reaches 4.5 in four and a half. The
-method is the form of the penalty to begin with.
+method is the form of the penalty to begin with; these were reached with its strength at 0.2.
 """
 
 import dataclasses

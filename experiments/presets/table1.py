@@ -290,7 +290,7 @@ COST_NOTE = (
     "which the paper has two minutes, is timed by `python -m benchmarks exact_trace`."
 )
 _RECOMMENDED_NOTE = (
-    "In a strength that is made for the Gauss-Newton form, not the paper's: {}, and it "
+    "With a strength that is made for the Gauss-Newton form, not the paper's: {}, and it "
     "rises over the training. So it differs from the row of the Hessian by more than the matrix."
 )
 CALIBRATED_NOTE = _RECOMMENDED_NOTE.format(

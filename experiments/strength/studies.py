@@ -23,7 +23,8 @@ CALIBRATED_DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SCALE_FREE = (2e-2, 6e-2, 2e-1, 6e-1)
 SCALE_FREE_DECADES = (1e-4, 1e-3, 1e-2, 1e-1, 2e-1, 1.0)
 JUDGED_STRENGTH = 2e-1
-"""The strength of the recommended form to which the first of these studies led."""
+"""That of the recommended form for which the command says in words whether it does harm: the one
+that both grids have."""
 RISING = (3e-3, 1e-2, 3e-2, 1e-1)
 ALL_NETWORKS = tuple((name, width) for name, widths in WIDTHS.items() for width in widths)
 

@@ -53,7 +53,7 @@ def weights_of(place, number=0):
 @pytest.mark.parametrize(
     ("network", "dtype", "numbers"),
     [
-        ("convnet", "float64", (2,)),
+        ("convnet", "float64", (2,)),  # compiled in half of the time
         pytest.param("digits-resnet", "float64", (2, 4), marks=pytest.mark.long),
         pytest.param("digits-resnet", "float32", (2, 4), marks=pytest.mark.long),
     ],
