@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 
 from benchmarks import __main__ as benchmarks
 from experiments import __main__ as experiments
+from experiments.regularizers import GaussNewton
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,3 +85,20 @@ def test_a_command_is_understood(done, module, arguments):
 def test_there_is_something_to_check():
     assert len(PYTHON) > 30
     assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/forms.md",
+        "docs/training.md",
+        "docs/adapters.md",
+        "docs/tutorials/nnx_loop.py",
+        "seht_jax/regularize.py",
+        "seht_jax/transform.py",
+    ],
+)
+def test_the_strength_to_begin_with_is_that_of_the_trainer(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert f"{GaussNewton().strength} * (step / " in text
