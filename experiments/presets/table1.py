@@ -252,10 +252,10 @@ def table1_rows(config: TrainConfig, grids: Mapping[str, Sequence[Any]]) -> tupl
         *_gauss_newton_rows(config),
         row(
             "Gauss-Newton SEHT-H (maxIter=5)",
-            GaussNewton(strength=0.2, num_probes=5),
+            dataclasses.replace(SCALE_FREE, num_probes=5),
             note=SCALE_FREE_NOTE,
         ),
-        row("Gauss-Newton SEHT-H (maxIter=1)", GaussNewton(strength=0.2), note=SCALE_FREE_NOTE),
+        row("Gauss-Newton SEHT-H (maxIter=1)", SCALE_FREE, note=SCALE_FREE_NOTE),
         row(
             "SEHT-H (maxIter=5) of the Gauss-Newton matrix",
             SehtH(lam=0.001, num_probes=5, curvature="gauss_newton"),
@@ -296,7 +296,8 @@ _RECOMMENDED_NOTE = (
 CALIBRATED_NOTE = _RECOMMENDED_NOTE.format(
     "0.01 over the trace before the first step, for an estimate that is rescaled"
 )
-SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format("0.2, free of the trace's scale")
+SCALE_FREE = GaussNewton(strength=0.2)
+SCALE_FREE_NOTE = _RECOMMENDED_NOTE.format(f"{SCALE_FREE.strength}, free of the trace's scale")
 
 # More curves could not be told apart.
 _CONVERGENCE = (

@@ -33,12 +33,11 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.config import LanguageModelConfig, OptimizerConfig, TextConfig, TrainConfig
-from experiments.presets.table1 import CALIBRATED_NOTE, SCALE_FREE_NOTE, table_row
+from experiments.presets.table1 import CALIBRATED_NOTE, SCALE_FREE, SCALE_FREE_NOTE, table_row
 from experiments.regularizers import (
     CalibratedGaussNewton,
     ConfidencePenalty,
     Dropout,
-    GaussNewton,
     LabelSmoothing,
     Regularizer,
     SehtD,
@@ -200,7 +199,7 @@ def language_rows(
         row("SEHT-D", SehtD(lam=table.lam, p=table.p, rescale=False)),
         row("SEHT-H", SehtH(lam=table.mean_weight(table.lam)), note=_SEHT_H_NOTE),
         row("Gauss-Newton SEHT-D", CalibratedGaussNewton(p=table.p), note=CALIBRATED_NOTE),
-        row("Gauss-Newton SEHT-H", GaussNewton(strength=0.2), note=SCALE_FREE_NOTE),
+        row("Gauss-Newton SEHT-H", SCALE_FREE, note=SCALE_FREE_NOTE),
     )
 
 
