@@ -57,7 +57,7 @@ PROTOCOL = Protocol(
         examples=50, trace_probes=2, eigenvalue_examples=50, eigenvalue_products=3
     ),
 )
-# 2 points; 8 strengths; 4 finalists, 3 of them dearer than plain training; 3 methods.
+# 2 points; 8 strengths; 4 finalists, 3 of them dearer than plain training; 3 methods; plain.
 NUM_RUNS = {
     "plain": 2 * 2,
     "strengths": 8 * 2,
@@ -65,6 +65,7 @@ NUM_RUNS = {
     "finalists": 4 * 3,
     "equal-time": 3 * 3,
     "conditions": 3 * 2,
+    "longer": 3,
 }
 CURVATURE = {
     "calibration_error": 0.05,

@@ -26,6 +26,7 @@ from experiments.study.tables import (
     equal_time_table,
     finalists_table,
     flatness_table,
+    longer_table,
     progress_table,
     rival_table,
     tuning_table,
@@ -134,6 +135,8 @@ def _tested(
         tables.append(equal_time_table(setting, plans, records))
     if "conditions" in plans:
         tables.append(conditions_table(setting, plans["conditions"], records))
+    if "longer" in plans:
+        tables.append(longer_table(protocol, setting, plans, records))
     return [table for table in tables if table.lines]
 
 

@@ -10,6 +10,7 @@ Choices are made by validation figures of the tuning seeds alone.
    batches.
 5. ``equal-time``: those that are dearer than plain training, in as many epochs as take its time.
 6. ``conditions``: plain training, the rival and the recommended form where something is different.
+7. ``longer``: plain training, in as many epochs as take the recommended form's time.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from experiments.study.records import Record
 from experiments.sweep.definition import Row, more_is_better
 from experiments.training.run_directory import CHECKSUM
 
-STAGES = ("plain", "strengths", "times", "finalists", "equal-time", "conditions")
+STAGES = ("plain", "strengths", "times", "finalists", "equal-time", "conditions", "longer")
 TUNING = frozenset({"plain", "strengths"})
 """The stages by which choices are made; all others are tested."""
 
@@ -166,6 +167,7 @@ def plan_stage(
         "finalists": lambda: (_finalists(protocol, setting, records), protocol.finalist_seeds),
         "equal-time": lambda: (_equal_time(protocol, setting, records), protocol.finalist_seeds),
         "conditions": lambda: (_conditions(protocol, setting, records), protocol.condition_seeds),
+        "longer": lambda: (_longer(protocol, setting, records), protocol.finalist_seeds),
     }[stage]()
     runs = []
     for seed in seeds:
@@ -354,7 +356,7 @@ def _plan_setting(
 ) -> list[StagePlan]:
     plans = []
     for stage in STAGES:
-        # Conditions do not depend on the runs at equal time, but come behind them.
+        # Not every stage depends on the one before it, but it comes behind it.
         plan = plan_stage(protocol, setting, stage, records)
         plans.append(plan)
         check_records([plan], records)
@@ -419,14 +421,12 @@ def _equal_time(
 ) -> list[_Group]:
     groups = []
     for finalist in choose_finalists(protocol, setting, records):
-        ratio = time_ratio(setting, finalist.label, records)
-        if ratio is None:
-            raise ExperimentError(f"there is no time of {finalist.label} in {setting.name!r}")
-        epochs = round(setting.base.epochs / ratio.median)
+        ratio = _measured_ratio(setting, finalist.label, records)
+        epochs = round(setting.base.epochs / ratio)
         if epochs < 1:
             raise ExperimentError(
-                f"{finalist.label} in {setting.name!r} takes {ratio.median:.3g} times plain "
-                f"training's {setting.base.epochs} epochs: not one epoch of it takes as long"
+                f"{finalist.label} in {setting.name!r} takes {ratio:.3g} times plain training's "
+                f"{setting.base.epochs} epochs: not one epoch of it takes as long"
             )
         if epochs < setting.base.epochs:
             values = finalist.values | {"epochs": epochs}
@@ -445,6 +445,23 @@ def _conditions(
         for finalist in finalists
         if finalist.label in compared
     ]
+
+
+def _longer(protocol: Protocol, setting: Setting, records: Mapping[str, Record]) -> list[_Group]:
+    plain, *others = choose_finalists(protocol, setting, records)
+    if protocol.recommended not in {finalist.label for finalist in others}:
+        return []
+    epochs = round(setting.base.epochs * _measured_ratio(setting, protocol.recommended, records))
+    if epochs <= setting.base.epochs:
+        return []
+    return [_group("longer", setting, plain, plain.values | {"epochs": epochs})]
+
+
+def _measured_ratio(setting: Setting, method: str, records: Mapping[str, Record]) -> float:
+    ratio = time_ratio(setting, method, records)
+    if ratio is None:
+        raise ExperimentError(f"there is no time of {method} in {setting.name!r}")
+    return ratio.median
 
 
 def _group(

@@ -66,6 +66,10 @@ _CONDITIONS_REMARK = (
     "Differences to plain training under the same condition, at the same seeds. Settings are "
     "those of the finalists, which were not tuned again."
 )
+_LONGER_REMARK = (
+    "Differences to plain training in as many epochs as take the time of the method, at the same "
+    "seeds; they have no test, as this was asked when the other tables were known."
+)
 _FLATNESS_REMARK = (
     "Spearman's rank correlation over the runs of the finalists, and over them and those at equal "
     "time: +1 where the sharper network always has the higher test loss. Runs at equal time are "
@@ -350,9 +354,7 @@ def equal_time_table(
     compared = []
     for method, there in _by_method(plan, records).items():
         epochs = there[0].values["epochs"]
-        ratio = time_ratio(setting, method, records)
-        share = epochs / setting.base.epochs
-        time = NOTHING if ratio is None else f"{ratio.median * share:.2f}"
+        time = _time(setting, method, epochs, records)
         compared.append(((method, str(epochs), time), there, plain))
     dearer = {PLAIN, *(run.method for run in plan.runs)}
     cheap = [method for method in finalists if method not in dearer]
@@ -371,6 +373,45 @@ def equal_time_table(
         ["method", "epochs", "time / plain"],
         tested=(compared_figure(setting), _TEST_LOSS),
         remarks=remarks,
+    )
+
+
+def longer_table(
+    protocol: Protocol,
+    setting: Setting,
+    plans: Mapping[str, StagePlan],
+    records: Mapping[str, Record],
+) -> Table:
+    """Compare the recommended form with plain training that lasts as long.
+
+    Args:
+        protocol: The protocol.
+        setting: The setting.
+        plans: Its stages, by name.
+        records: The records, by run.
+
+    Returns:
+        The table.
+    """
+    plan = plans["longer"]
+    longer = _by_method(plan, records).get(PLAIN, [])
+    methods = _by_method(plans["finalists"], records)
+    compared = []
+    for method, there in (
+        (PLAIN, longer),
+        (PLAIN, methods.get(PLAIN, [])),
+        (protocol.recommended, methods.get(protocol.recommended, [])),
+    ):
+        if longer and there:
+            epochs = there[0].values.get("epochs", setting.base.epochs)
+            cells = (method, str(epochs), _time(setting, method, epochs, records))
+            compared.append((cells, there, longer))
+    return _compared(
+        f"Plain training that lasts as long: {setting.title}",
+        compared,
+        ["method", "epochs", "time / plain"],
+        shown=(compared_figure(setting), _TEST_LOSS),
+        remarks=[*_incomplete(plan, records), _LONGER_REMARK],
     )
 
 
@@ -612,6 +653,12 @@ def _show_ratio(ratio: TimeRatio | None) -> str:
     if ratio.least == ratio.most:
         return f"{ratio.median:.2f}"
     return f"{ratio.median:.2f} ({ratio.least:.2f} to {ratio.most:.2f})"
+
+
+def _time(setting: Setting, method: str, epochs: int, records: Mapping[str, Record]) -> str:
+    """Write how long so many epochs take, in the time of plain training."""
+    ratio = time_ratio(setting, method, records)
+    return NOTHING if ratio is None else f"{ratio.median * epochs / setting.base.epochs:.2f}"
 
 
 def _count(records: Sequence[Record]) -> str:

@@ -23,6 +23,7 @@ from experiments.study.tables import (
     equal_time_table,
     finalists_table,
     flatness_table,
+    longer_table,
     progress_table,
     rival_table,
     show,
@@ -32,8 +33,8 @@ from experiments.study.tables import (
 @pytest.fixture
 def everything(records_up_to):
     """The records of the whole study, each with figures of its own."""
-    records = records_up_to("conditions")
-    for run in plan_stage(PROTOCOL, SETTING, "conditions", records).runs:
+    records = records_up_to("longer")
+    for run in plan_stage(PROTOCOL, SETTING, "longer", records).runs:
         records[run.key] = record_of(run)
     for number, (key, record) in enumerate(records.items()):
         if "hessian_trace" in record.figures:
@@ -181,6 +182,35 @@ def test_at_equal_time_epochs_and_time_are_said(everything):
     assert any(remark.endswith("not here: SAM.") for remark in table.remarks)
 
 
+def test_the_recommended_form_is_compared_with_plain_training_that_lasts_as_long(everything):
+    everything = {
+        key: record._replace(figures=record.figures | {"test_loss": 0.3 + record.seed / 10})
+        if record.stage == "longer"
+        else record
+        for key, record in everything.items()
+    }
+    plans = {stage: plan(stage, everything) for stage in ("finalists", "longer")}
+    longer, plain, recommended = lines_of(longer_table(PROTOCOL, SETTING, plans, everything))
+    assert (longer["method"], longer["epochs"], longer["time / plain"]) == (PLAIN, "8", "2.00")
+    assert (plain["method"], plain["epochs"], plain["time / plain"]) == (PLAIN, "4", "1.00")
+    name = "Gauss-Newton SEHT-H"
+    assert (recommended["method"], recommended["epochs"]) == (name, "4")
+    assert (recommended["time / plain"], recommended["n"]) == ("2.00", "3")
+    by_stage = {
+        stage: [each for each in everything.values() if each.stage == stage] for stage in plans
+    }
+    mine = [each for each in by_stage["finalists"] if each.method == name]
+    difference = paired_difference(mine, by_stage["longer"], "test_loss").mean
+    assert recommended["test loss: difference, 95 %"].startswith(f"{difference:+.4f} ± ")
+    assert longer["test loss: difference, 95 %"] == "–"
+
+
+def test_before_the_longer_runs_there_is_no_table_of_them(everything):
+    some = {key: record for key, record in everything.items() if record.stage != "longer"}
+    plans = {stage: plan(stage, some) for stage in ("finalists", "longer")}
+    assert not longer_table(PROTOCOL, SETTING, plans, some).lines
+
+
 def test_conditions_are_compared_with_plain_training_in_each(everything):
     lines = lines_of(conditions_table(SETTING, plan("conditions", everything), everything))
     assert {line["condition"] for line in lines} == {"label noise 20 %"}
@@ -279,10 +309,11 @@ def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, conso
         "Against SAM:",
         "At equal time:",
         "Under other conditions:",
+        "Plain training that lasts as long:",
     ):
         assert heading in markdown
     assert (page.parent / "strengths-digits.png").is_file()
-    assert "50 runs, of which 0 diverged." in markdown
+    assert "53 runs, of which 0 diverged." in markdown
     assert "12 runs" in console.file.getvalue()
 
 

@@ -177,6 +177,27 @@ def test_a_method_of_which_not_one_epoch_takes_that_time_is_an_error(records_up_
         plan_stage(PROTOCOL, SETTING, "equal-time", records)
 
 
+@pytest.mark.parametrize(("factor", "epochs"), [(2.0, 8), (1.4, 6), (1.05, None), (0.9, None)])
+def test_plain_training_lasts_as_long_as_the_recommended_form(records_up_to, factor, epochs):
+    records = changed(
+        records_up_to("longer"),
+        lambda record: record.method == "Gauss-Newton SEHT-H" and record.stage == "times",
+        step_time_ratio=factor,
+    )
+    plan = plan_stage(PROTOCOL, SETTING, "longer", records)
+    wanted = [] if epochs is None else [epochs] * 3
+    assert [run.config.epochs for run in plan.runs] == wanted
+    assert {run.method for run in plan.runs} <= {PLAIN}
+    assert all(run.config.method == SETTING.base.method for run in plan.runs)
+
+
+def test_where_the_recommended_form_always_diverged_nothing_lasts_as_long(records_up_to):
+    records = diverged(
+        records_up_to("longer"), lambda record: record.method == "Gauss-Newton SEHT-H"
+    )
+    assert not plan_stage(PROTOCOL, SETTING, "longer", records).runs
+
+
 def test_conditions_change_the_finalists(records_up_to):
     plan = plan_stage(PROTOCOL, SETTING, "conditions", records_up_to("conditions"))
     assert {run.method for run in plan.runs} == {PLAIN, "SAM", "Gauss-Newton SEHT-H"}
