@@ -17,6 +17,7 @@ from experiments.study.figures import (
     draw_flatness,
     draw_strengths,
 )
+from experiments.study.forest import describe_forest, draw_forest
 from experiments.study.protocol import PROTOCOL, Protocol, Setting
 from experiments.study.records import Record, read_records
 from experiments.study.stages import StagePlan, plan_study
@@ -95,6 +96,7 @@ def lay_out(protocol: Protocol, records: Mapping[str, Record]) -> tuple[list[Tab
         setting.name: {plan.stage: plan for plan in plans if plan.setting == setting.name}
         for setting in protocol.settings
     }
+    parts += _forest(protocol, by_setting, records)
     for setting in protocol.settings:
         parts += _tested(protocol, setting, by_setting[setting.name], records)
     for setting in protocol.settings:
@@ -138,6 +140,20 @@ def _tested(
     if "longer" in plans:
         tables.append(longer_table(protocol, setting, plans, records))
     return [table for table in tables if table.lines]
+
+
+def _forest(
+    protocol: Protocol,
+    plans: Mapping[str, Mapping[str, StagePlan]],
+    records: Mapping[str, Record],
+) -> list[Picture]:
+    return _picture(
+        "differences",
+        "Differences from plain training, seed by seed, on test data. Right of the line is better, "
+        "whatever the figure; full points are significant after correction.",
+        lambda theme: draw_forest(protocol.settings, plans, records, theme),
+        lambda: describe_forest(protocol.settings, plans, records),
+    )
 
 
 def _strengths(

@@ -209,7 +209,7 @@ def finalists_table(setting: Setting, plan: StagePlan, records: Mapping[str, Rec
         *(Compared(name, heading, digits=4) for name, heading in FLATNESS.items()),
     ]
     lines = []
-    for method, there in _by_method(plan, records).items():
+    for method, there in by_method(plan, records).items():
         ratio = time_ratio(setting, method, records)
         cells = [
             show(
@@ -253,7 +253,7 @@ def differences_table(setting: Setting, plan: StagePlan, records: Mapping[str, R
     Returns:
         The table.
     """
-    methods = _by_method(plan, records)
+    methods = by_method(plan, records)
     plain = methods.pop(PLAIN, [])
     return _compared(
         f"Against plain training: {setting.title}",
@@ -281,7 +281,7 @@ def rival_table(
     """
     figure = compared_figure(setting)
     sign = 1 if more_is_better(setting.selected_by) else -1
-    methods = _by_method(plan, records)
+    methods = by_method(plan, records)
     rival = methods.pop(protocol.rival, [])
     methods.pop(PLAIN, None)
     found = {
@@ -349,10 +349,10 @@ def equal_time_table(
         The table.
     """
     plan = plans["equal-time"]
-    finalists = _by_method(plans["finalists"], records)
+    finalists = by_method(plans["finalists"], records)
     plain = finalists.get(PLAIN, [])
     compared = []
-    for method, there in _by_method(plan, records).items():
+    for method, there in by_method(plan, records).items():
         epochs = there[0].values["epochs"]
         time = _time(setting, method, epochs, records)
         compared.append(((method, str(epochs), time), there, plain))
@@ -394,8 +394,8 @@ def longer_table(
         The table.
     """
     plan = plans["longer"]
-    longer = _by_method(plan, records).get(PLAIN, [])
-    methods = _by_method(plans["finalists"], records)
+    longer = by_method(plan, records).get(PLAIN, [])
+    methods = by_method(plans["finalists"], records)
     compared = []
     for method, there in (
         (PLAIN, longer),
@@ -428,7 +428,7 @@ def conditions_table(setting: Setting, plan: StagePlan, records: Mapping[str, Re
     """
     compared = []
     for condition in setting.conditions:
-        methods = _by_method(plan, records, condition)
+        methods = by_method(plan, records, condition)
         compared += [
             ((condition, method), there, methods.get(PLAIN, []))
             for method, there in methods.items()
@@ -506,6 +506,26 @@ def flatness_records(
         if not record.diverged and {measure, "test_loss"} <= record.figures.keys()
     ]
     return tested if {record.stage for record in tested} == set(stages) else []
+
+
+def by_method(
+    plan: StagePlan, records: Mapping[str, Record], condition: str = ""
+) -> dict[str, list[Record]]:
+    """Group the records of a stage by method.
+
+    Args:
+        plan: The stage.
+        records: The records, by run.
+        condition: Under which condition.
+
+    Returns:
+        The records, by the label of their method.
+    """
+    found: dict[str, list[Record]] = {}
+    for run in plan.runs:
+        if run.key in records and run.condition == condition:
+            found.setdefault(run.method, []).append(records[run.key])
+    return found
 
 
 def show(
@@ -627,17 +647,6 @@ def _points(plan: StagePlan | None) -> list[list[StudyRun]]:
     for run in plan.runs if plan is not None else ():
         points.setdefault(run.key.rpartition("/")[0], []).append(run)
     return list(points.values())
-
-
-def _by_method(
-    plan: StagePlan, records: Mapping[str, Record], condition: str = ""
-) -> dict[str, list[Record]]:
-    """Group the records of a stage by method."""
-    found: dict[str, list[Record]] = {}
-    for run in plan.runs:
-        if run.key in records and run.condition == condition:
-            found.setdefault(run.method, []).append(records[run.key])
-    return found
 
 
 def _incomplete(plan: StagePlan, records: Mapping[str, Record]) -> list[str]:

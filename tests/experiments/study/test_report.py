@@ -284,7 +284,8 @@ def test_runs_that_are_no_part_of_the_study_are_counted(everything):
 
 def test_figures_say_in_words_what_they_show(everything):
     parts, _ = report.lay_out(PROTOCOL, everything)
-    strengths, flatness = [part for part in parts if isinstance(part, Picture)]
+    differences, strengths, flatness = [part for part in parts if isinstance(part, Picture)]
+    assert "at equal time, test accuracy, %: SAM" in differences.alternative
     for method in SETTING.methods:
         assert method.label in strengths.alternative
     assert re.search(r"Plain training has \d+\.\d\d", strengths.alternative)
@@ -300,7 +301,7 @@ def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, conso
     page = write_report(ReportConfig(tmp_path), console)
     text = page.read_text()
     assert page == tmp_path / "report" / "report.html"
-    assert text.count("<img ") == 2
+    assert text.count("<img ") == 3
     assert not re.search(r'(src|href)="(?!data:)', text)
     markdown = (page.parent / "report.md").read_text()
     for heading in (
