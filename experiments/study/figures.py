@@ -18,6 +18,7 @@ from experiments.study.tables import FLATNESS, FLATNESS_STAGES, flatness_records
 _COLUMNS = 4
 _MARKERS = "osD^vP*X"
 _SIZE = (3.0, 2.5)
+_HIGHEST = 1.25  # of plain training's error
 
 
 def draw_strengths(
@@ -27,6 +28,9 @@ def draw_strengths(
     theme: Theme = LIGHT,
 ) -> Figure | None:
     """Draw the validation error against the strength, a small picture for each method.
+
+    At the upper edge are marks for strengths whose error is above the picture, and for those at
+    which a run diverged.
 
     Args:
         setting: The setting.
@@ -43,7 +47,25 @@ def draw_strengths(
     plain = plain_error(setting, plans, records)
     with colours(theme):
         figure, axes = _grid(theme, len(curves))
+        shown = [mean for points in curves.values() for _, mean, _ in points]
+        if plain is not None:
+            # A strength that destroys the training would hide all others.
+            shown = [plain, *(min(mean, _HIGHEST * plain) for mean in shown)]
+        low, high = min(shown), max(shown)
+        margin = 0.08 * (high - low) or 0.1 * abs(high)
+        axes[0].set_ylim(low - margin, high + margin)
+        lost = diverged_strengths(setting, plans, records)
         for axis, (method, points) in zip(axes, curves.items(), strict=True):
+            above = [strength for strength, mean, _ in points if mean > high + margin]
+            for marker, strengths in (("^", above), ("x", lost.get(method, []))):
+                axis.scatter(
+                    strengths,
+                    [1.0] * len(strengths),
+                    transform=axis.get_xaxis_transform(),
+                    clip_on=False,
+                    color=COLOURS[3],
+                    marker=marker,
+                ).set_in_layout(False)
             if plain is not None:
                 axis.axhline(plain, color=theme.text, linewidth=1, linestyle="--")
             axis.errorbar(
@@ -57,18 +79,11 @@ def draw_strengths(
                 capsize=2,
             )
             axis.set_xscale("log")
-            strengths = [strength for strength, _, _ in points]
+            strengths = sorted({strength for strength, _, _ in points} | {*lost.get(method, [])})
             axis.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(plain_text(method), fontsize=9)
-        shown = [mean for points in curves.values() for _, mean, _ in points]
-        if plain is not None:
-            # A strength that destroys the training would hide all others.
-            shown = [plain, *(min(mean, 2 * plain) for mean in shown)]
-        low, high = min(shown), max(shown)
-        margin = 0.08 * (high - low) or 0.1 * abs(high)
-        axes[0].set_ylim(low - margin, high + margin)
-        figure.supxlabel("strength", fontsize=9)
+        figure.supxlabel("strength   (▲: above the picture; ✕: a run diverged)", fontsize=9)
         figure.supylabel(error_heading(setting), fontsize=9)
         return figure
 
@@ -214,6 +229,35 @@ def strength_curves(
             if found is not None:
                 curves.setdefault(method.label, []).append((strength, *found))
     return curves
+
+
+def diverged_strengths(
+    setting: Setting, plans: Mapping[str, StagePlan], records: Mapping[str, Record]
+) -> dict[str, list[float]]:
+    """List the strengths at which a run diverged, which can not be chosen.
+
+    Args:
+        setting: The setting.
+        plans: Its stages, by name.
+        records: The records, by run.
+
+    Returns:
+        The strengths by method.
+    """
+    runs = plans["strengths"].runs if "strengths" in plans else ()
+    return {
+        method.label: [
+            strength
+            for strength in method.values
+            if any(
+                records[run.key].diverged
+                for run in runs
+                if run.key in records
+                if (run.method, run.values.get(method.strength)) == (method.label, strength)
+            )
+        ]
+        for method in setting.methods
+    }
 
 
 def plain_error(

@@ -162,8 +162,7 @@ def _strengths(
     return _picture(
         f"strengths-{setting.name}",
         f"Error against strength: {setting.title}. Means over the tuning seeds ± standard errors; "
-        "the dashed line is plain training. Strengths at which the error is more than twice plain "
-        "training's are above the picture.",
+        "the dashed line is plain training.",
         lambda theme: draw_strengths(setting, plans, records, theme),
         lambda: describe_strengths(setting, plans, records),
     )

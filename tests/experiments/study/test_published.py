@@ -102,7 +102,8 @@ def test_the_tables_of_finalists_are_those_of_the_records(records, name):
 def test_the_tables_at_equal_time_are_those_of_the_records(records, name):
     setting = SETTINGS[name]
     plans = {
-        stage: plan_stage(PROTOCOL, setting, stage, records) for stage in ("finalists", "equal-time")
+        stage: plan_stage(PROTOCOL, setting, stage, records)
+        for stage in ("finalists", "equal-time")
     }
     computed = by_method(equal_time_table(setting, plans, records))
     header, rows = published_tables(SECTIONS[name])[1]
@@ -150,7 +151,8 @@ def test_the_table_of_longer_training_is_that_of_the_records(records):
     assert len(rows) == len(SETTINGS)
     for setting, row in zip(PROTOCOL.settings, rows, strict=True):
         plans = {
-            stage: plan_stage(PROTOCOL, setting, stage, records) for stage in ("finalists", "longer")
+            stage: plan_stage(PROTOCOL, setting, stage, records)
+            for stage in ("finalists", "longer")
         }
         table = longer_table(PROTOCOL, setting, plans, records)
         longer, plain, recommended = (
