@@ -1,7 +1,7 @@
 """The figures of the study's report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from experiments.report.figures import COLOURS
 from experiments.report.theme import LIGHT, Theme, colours, plain_text
-from experiments.study.protocol import PLAIN, Setting
+from experiments.study.protocol import PLAIN, Method, Setting
 from experiments.study.records import Record
 from experiments.study.stages import StagePlan
 from experiments.study.statistics import Correlation, correlation, estimate
@@ -56,16 +56,9 @@ def draw_strengths(
         axes[0].set_ylim(low - margin, high + margin)
         lost = diverged_strengths(setting, plans, records)
         for axis, (method, points) in zip(axes, curves.items(), strict=True):
-            above = [strength for strength, mean, _ in points if mean > high + margin]
-            for marker, strengths in (("^", above), ("x", lost.get(method, []))):
-                axis.scatter(
-                    strengths,
-                    [1.0] * len(strengths),
-                    transform=axis.get_xaxis_transform(),
-                    clip_on=False,
-                    color=COLOURS[3],
-                    marker=marker,
-                ).set_in_layout(False)
+            above = {strength for strength, mean, _ in points if mean > high + margin}
+            _mark_above(axis, above.difference(lost[method]), "^")
+            _mark_above(axis, lost[method], "x")
             if plain is not None:
                 axis.axhline(plain, color=theme.text, linewidth=1, linestyle="--")
             axis.errorbar(
@@ -79,7 +72,7 @@ def draw_strengths(
                 capsize=2,
             )
             axis.set_xscale("log")
-            strengths = sorted({strength for strength, _, _ in points} | {*lost.get(method, [])})
+            strengths = sorted({strength for strength, _, _ in points} | {*lost[method]})
             axis.set_xticks(strengths, [f"{strength:g}" for strength in strengths])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(plain_text(method), fontsize=9)
@@ -108,9 +101,15 @@ def describe_strengths(
         for strength, mean, _ in [min(points, key=lambda point: point[1])]
     ]
     opening = "" if plain is None else f" Plain training has {plain:.2f}."
+    lost = [
+        f"{method} at {', '.join(f'{strength:g}' for strength in strengths)}"
+        for method, strengths in diverged_strengths(setting, plans, records).items()
+        if strengths
+    ]
+    ending = f" Runs diverged: {'; '.join(lost)}." if lost else ""
     return (
         f"{error_heading(setting)} against strength, one small picture for each method.{opening} "
-        f"The lowest of each method: {'; '.join(lowest)}."
+        f"The lowest of each method: {'; '.join(lowest)}.{ending}"
     )
 
 
@@ -215,17 +214,9 @@ def strength_curves(
         standard error (0 for one run).
     """
     curves: dict[str, list[tuple[float, float, float]]] = {}
-    if "strengths" not in plans:
-        return curves
-    runs = [run for run in plans["strengths"].runs if run.key in records]
     for method in setting.methods:
         for strength in method.values:
-            there = [
-                records[run.key]
-                for run in runs
-                if (run.method, run.values.get(method.strength)) == (method.label, strength)
-            ]
-            found = _error(setting, there)
+            found = _error(setting, _at_strength(method, strength, plans, records))
             if found is not None:
                 curves.setdefault(method.label, []).append((strength, *found))
     return curves
@@ -244,17 +235,11 @@ def diverged_strengths(
     Returns:
         The strengths by method.
     """
-    runs = plans["strengths"].runs if "strengths" in plans else ()
     return {
         method.label: [
             strength
             for strength in method.values
-            if any(
-                records[run.key].diverged
-                for run in runs
-                if run.key in records
-                if (run.method, run.values.get(method.strength)) == (method.label, strength)
-            )
+            if any(each.diverged for each in _at_strength(method, strength, plans, records))
         ]
         for method in setting.methods
     }
@@ -299,6 +284,33 @@ def error_heading(setting: Setting) -> str:
     if setting.selected_by == "validation_accuracy":
         return "validation error, %"
     return setting.selected_by.replace("_", " ")
+
+
+def _at_strength(
+    method: Method,
+    strength: float,
+    plans: Mapping[str, StagePlan],
+    records: Mapping[str, Record],
+) -> list[Record]:
+    runs = plans["strengths"].runs if "strengths" in plans else ()
+    return [
+        records[run.key]
+        for run in runs
+        if run.key in records
+        if (run.method, run.values.get(method.strength)) == (method.label, strength)
+    ]
+
+
+def _mark_above(axis: Axes, strengths: Collection[float], marker: str) -> None:
+    """Mark strengths at the upper edge."""
+    axis.scatter(
+        list(strengths),
+        [1.0] * len(strengths),
+        transform=axis.get_xaxis_transform(),
+        clip_on=False,
+        color=COLOURS[3],
+        marker=marker,
+    ).set_in_layout(False)
 
 
 def _error(setting: Setting, there: Sequence[Record]) -> tuple[float, float] | None:

@@ -34,13 +34,14 @@ class ForestLine(NamedTuple):
         method: Its label.
         time: What a step of it takes, in steps of plain training; `None` where that is not known.
         difference: Its figure minus plain training's, as it is shown (accuracy in points).
-        p_value: That there is none, corrected over all lines of its setting and stage.
+        significant: Whether there is one, by Holm's correction over all lines of its setting and
+            stage; of a method of which a run diverged that is not claimed.
     """
 
     method: str
     time: float | None
     difference: Difference
-    p_value: float
+    significant: bool
 
 
 def draw_forest(
@@ -64,18 +65,18 @@ def draw_forest(
         The figure; `None` if no setting has two tested seeds of a method and of plain training.
     """
     lines = forest_lines(settings, plans, records)
-    names = [name for name in _STAGES if any(stage == name for _, stage in lines)]
+    stages = [each for each in _STAGES if any(stage == each for _, stage in lines)]
     shown = [each for each in settings if any(setting == each.name for setting, _ in lines)]
     if not lines:
         return None
     with colours(theme):
         figure = Figure(
-            figsize=(_SIZE[0] * len(shown), _SIZE[1] * len(names) + 0.6),
+            figsize=(_SIZE[0] * len(shown), _SIZE[1] * len(stages) + 0.6),
             layout="constrained",
             facecolor=theme.background,
         )
-        grid = figure.subplots(len(names), len(shown), squeeze=False)
-        for row, stage in zip(grid, names, strict=True):
+        grid = figure.subplots(len(stages), len(shown), squeeze=False)
+        for row, stage in zip(grid, stages, strict=True):
             for axis, setting in zip(row, shown, strict=True):
                 there = lines.get((setting.name, stage))
                 if there is None:
@@ -83,13 +84,7 @@ def draw_forest(
                     continue
                 _draw(axis, setting, there, theme)
                 axis.set_title(f"{plain_text(setting.title)}\n{_STAGES[stage]}", fontsize=9)
-                names_of_methods = [
-                    line.method
-                    if line.time is None or stage == "equal-time"
-                    else f"{line.method}, {line.time:.1f}×"
-                    for line in there
-                ]
-                axis.set_yticks(range(len(there)), [plain_text(name) for name in names_of_methods])
+                axis.set_yticks(range(len(there)), [_label(line, stage) for line in there])
         figure.supxlabel(
             "Right of the line: better than plain training. Bars: 95 % intervals of paired "
             "differences. Full points: significant\nafter Holm's correction over the lines of a "
@@ -112,13 +107,13 @@ def describe_forest(
     Returns:
         The text.
     """
-    titles = {setting.name: setting for setting in settings}
+    by_name = {setting.name: setting for setting in settings}
     sentences = []
     for (name, stage), lines in forest_lines(settings, plans, records).items():
-        setting = titles[name]
+        setting = by_name[name]
         found = [
             f"{line.method} {line.difference.mean:+.2f} ± {line.difference.half_width:.2f}"
-            + (" (significant)" if line.p_value < SIGNIFICANT else "")
+            + (" (significant)" if line.significant else "")
             for line in lines
         ]
         sentences.append(
@@ -147,7 +142,7 @@ def forest_lines(
         if "finalists" not in of_setting:
             continue
         plain = by_method(of_setting["finalists"], records).get(PLAIN, [])
-        for stage in of_setting.keys() & _STAGES.keys():
+        for stage in (each for each in _STAGES if each in of_setting):
             lines = _lines(setting, by_method(of_setting[stage], records), plain, records)
             if lines:
                 found[setting.name, stage] = lines
@@ -174,17 +169,27 @@ def _lines(
     p_values = holm([each.p_value for each in differences.values()])
     ratios = [time_ratio(setting, method, records) for method in differences]
     return [
-        ForestLine(method, None if ratio is None else ratio.median, difference, p_value)
+        ForestLine(
+            method,
+            None if ratio is None else ratio.median,
+            difference,
+            p_value < SIGNIFICANT and not any(record.diverged for record in methods[method]),
+        )
         for (method, difference), ratio, p_value in zip(
             differences.items(), ratios, p_values, strict=True
         )
     ]
 
 
+def _label(line: ForestLine, stage: str) -> str:
+    if line.time is None or stage != "finalists":
+        return plain_text(line.method)
+    return plain_text(f"{line.method}, {line.time:.1f}×")
+
+
 def _draw(axis: Axes, setting: Setting, lines: Sequence[ForestLine], theme: Theme) -> None:
     axis.axvline(0, color=theme.text, linewidth=1, linestyle="--")
     for place, line in enumerate(lines):
-        significant = line.p_value < SIGNIFICANT
         axis.errorbar(
             line.difference.mean,
             place,
@@ -192,12 +197,13 @@ def _draw(axis: Axes, setting: Setting, lines: Sequence[ForestLine], theme: Them
             color=COLOURS[1],
             marker="o",
             markersize=5,
-            markerfacecolor=COLOURS[1] if significant else theme.background,
+            markerfacecolor=COLOURS[1] if line.significant else theme.background,
             linewidth=1.4,
             capsize=2,
         )
     axis.set_ylim(len(lines) - 0.5, -0.5)
-    axis.set_xlabel(f"difference in {compared_figure(setting).heading}", fontsize=8)
+    heading = compared_figure(setting).heading.replace(", %", ", points")
+    axis.set_xlabel(f"difference in {heading}", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3, axis="x", linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)

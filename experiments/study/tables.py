@@ -67,8 +67,9 @@ _CONDITIONS_REMARK = (
     "those of the finalists, which were not tuned again."
 )
 _LONGER_REMARK = (
-    "Differences to plain training in as many epochs as take the time of the method, at the same "
-    "seeds; they have no test, as this was asked when the other tables were known."
+    "Differences to plain training in as many epochs as take the recommended form's time, at the "
+    "same seeds and with the settings that were chosen for fewer epochs. They have no test, as "
+    "this was asked when most of the other tables were known."
 )
 _FLATNESS_REMARK = (
     "Spearman's rank correlation over the runs of the finalists, and over them and those at equal "
