@@ -128,7 +128,10 @@ def run_study(
     except TimeLimitError as end:
         worker.say(f"{end} The same command goes on.")
         return
-    worker.say(f"The tables: python -m experiments report {config.records.parent}")
+    worker.say(
+        "All runs that were asked for are recorded. The tables: python -m experiments report "
+        f"{config.records.parent}"
+    )
 
 
 _WAIT = 5.0  # seconds between two looks at what others have recorded

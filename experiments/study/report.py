@@ -18,9 +18,9 @@ from experiments.study.figures import (
     draw_strengths,
 )
 from experiments.study.forest import describe_forest, draw_forest
-from experiments.study.protocol import PROTOCOL, Protocol, Setting
+from experiments.study.protocol import EVERY, PLAIN, PROTOCOL, Protocol, Setting
 from experiments.study.records import Record, read_records
-from experiments.study.stages import StagePlan, plan_study
+from experiments.study.stages import STAGES, StagePlan, plan_study
 from experiments.study.tables import (
     conditions_table,
     differences_table,
@@ -108,15 +108,34 @@ def lay_out(protocol: Protocol, records: Mapping[str, Record]) -> tuple[list[Tab
         tuning_table(setting, by_setting[setting.name], records) for setting in protocol.settings
     ]
     parts += [table for table in (flatness, *tuning) if table.lines]
+    return parts, f"{_how_much(protocol, plans, records)} {_which_is_which(protocol)}"
+
+
+def _how_much(protocol: Protocol, plans: Sequence[StagePlan], records: Mapping[str, Record]) -> str:
     planned = {run.key for plan in plans for run in plan.runs}
-    left_out = len(records.keys() - planned)
-    opening = f"{len(records)} runs, of which {sum(r.diverged for r in records.values())} diverged."
+    there = [record for key, record in records.items() if key in planned]
+    complete = len(plans) == len(STAGES) * len(protocol.settings) and len(there) == len(planned)
+    text = (
+        f"The study is {'complete' if complete else 'under way'}: {len(there)} runs"
+        f"{'' if complete else ' so far'}, of which {sum(r.diverged for r in there)} diverged."
+    )
+    left_out = len(records) - len(there)
     if left_out:
-        opening += (
-            f" {left_out} of them are not part of the study as the protocol and the other runs "
+        text += (
+            f" {left_out} further records are no part of it as the protocol and the other runs "
             "have it now, and are left out."
         )
-    return parts, opening
+    return text
+
+
+def _which_is_which(protocol: Protocol) -> str:
+    return (
+        "SEHT-H and SEHT-D penalise the trace of the Hessian, along a random direction and in a "
+        "random few layers and entries; the Gauss-Newton forms that of the Gauss-Newton matrix. "
+        f"Lazy forms do so at every {EVERY}th step alone, bounded ones bound the estimate. "
+        f"{protocol.recommended} is the recommended form, and {protocol.rival} what every form is "
+        f"compared with beside {PLAIN.lower()} training."
+    )
 
 
 def _tested(

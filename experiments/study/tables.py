@@ -137,14 +137,17 @@ def progress_table(
             return "not planned yet"
         done, total = counts[setting, stage]
         if not total:
-            return "no runs"
+            return NOTHING
         return f"{total} runs" if done == total else f"{done} of {total} runs"
 
     lines = [
         [setting.name, *(cell(setting.name, stage) for stage in STAGES)]
         for setting in protocol.settings
     ]
-    remarks = [_STAGES_REMARK]
+    complete = len(counts) == len(STAGES) * len(protocol.settings) and all(
+        done == total for done, total in counts.values()
+    )
+    remarks = [] if complete else [_STAGES_REMARK]
     return Table("What is done", ["setting", *STAGES], lines, remarks)
 
 

@@ -272,14 +272,15 @@ def test_what_is_not_complete_is_said(everything):
 
 def test_before_the_first_run_there_is_nothing_but_that(everything):
     parts, opening = report.lay_out(PROTOCOL, {})
-    assert opening == "0 runs, of which 0 diverged."
+    assert opening.startswith("The study is under way: 0 runs so far, of which 0 diverged.")
     assert [part.title for part in parts] == ["What is done"]
 
 
 def test_runs_that_are_no_part_of_the_study_are_counted(everything):
     _, record = everything.popitem()
     _, opening = report.lay_out(PROTOCOL, everything | {"runs/x": record._replace(run="runs/x")})
-    assert "1 of them are not part of the study" in opening
+    assert "52 runs so far" in opening
+    assert "1 further records are no part of it" in opening
 
 
 def test_figures_say_in_words_what_they_show(everything):
@@ -314,7 +315,8 @@ def test_the_command_writes_a_page_that_stands_alone(everything, tmp_path, conso
     ):
         assert heading in markdown
     assert (page.parent / "strengths-digits.png").is_file()
-    assert "53 runs, of which 0 diverged." in markdown
+    assert "The study is complete: 53 runs, of which 0 diverged." in markdown
+    assert "what is there of one that is not complete" not in markdown
     assert "12 runs" in console.file.getvalue()
 
 
