@@ -20,7 +20,7 @@ from experiments.study.figures import (
 from experiments.study.forest import describe_forest, draw_forest
 from experiments.study.protocol import EVERY, PLAIN, PROTOCOL, Protocol, Setting
 from experiments.study.records import Record, read_records
-from experiments.study.stages import STAGES, StagePlan, plan_study
+from experiments.study.stages import StagePlan, is_complete, plan_study
 from experiments.study.tables import (
     conditions_table,
     differences_table,
@@ -114,7 +114,7 @@ def lay_out(protocol: Protocol, records: Mapping[str, Record]) -> tuple[list[Tab
 def _how_much(protocol: Protocol, plans: Sequence[StagePlan], records: Mapping[str, Record]) -> str:
     planned = {run.key for plan in plans for run in plan.runs}
     there = [record for key, record in records.items() if key in planned]
-    complete = len(plans) == len(STAGES) * len(protocol.settings) and len(there) == len(planned)
+    complete = is_complete(protocol, plans, records)
     text = (
         f"The study is {'complete' if complete else 'under way'}: {len(there)} runs"
         f"{'' if complete else ' so far'}, of which {sum(r.diverged for r in there)} diverged."

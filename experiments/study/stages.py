@@ -181,6 +181,23 @@ def plan_stage(
     return StagePlan(stage, setting.name, tuple(group.row for group in groups), tuple(runs))
 
 
+def is_complete(
+    protocol: Protocol, plans: Sequence[StagePlan], records: Mapping[str, Record]
+) -> bool:
+    """Tell whether nothing is left to do.
+
+    Args:
+        protocol: The protocol.
+        plans: The stages that are planned.
+        records: The records, by run.
+
+    Returns:
+        Whether all stages of all settings are planned, and all of their runs have a record.
+    """
+    every_stage = len(STAGES) * len(protocol.settings)
+    return len(plans) == every_stage and not any(plan.missing(records) for plan in plans)
+
+
 def choose_plain(
     protocol: Protocol, setting: Setting, records: Mapping[str, Record]
 ) -> dict[str, Any]:

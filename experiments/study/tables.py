@@ -9,7 +9,14 @@ from experiments.report.tables import NOTHING, Table
 from experiments.strength.report import holm
 from experiments.study.protocol import PLAIN, Protocol, Setting
 from experiments.study.records import Record
-from experiments.study.stages import STAGES, StagePlan, StudyRun, TimeRatio, time_ratio
+from experiments.study.stages import (
+    STAGES,
+    StagePlan,
+    StudyRun,
+    TimeRatio,
+    is_complete,
+    time_ratio,
+)
 from experiments.study.statistics import (
     Difference,
     correlation,
@@ -79,6 +86,8 @@ _FLATNESS_REMARK = (
     "those of one seed are not, and are not corrected for their number."
 )
 
+_LASTING = ("method", "epochs", "time / plain")
+
 
 class Compared(NamedTuple):
     """A figure by which methods are compared.
@@ -144,10 +153,7 @@ def progress_table(
         [setting.name, *(cell(setting.name, stage) for stage in STAGES)]
         for setting in protocol.settings
     ]
-    complete = len(counts) == len(STAGES) * len(protocol.settings) and all(
-        done == total for done, total in counts.values()
-    )
-    remarks = [] if complete else [_STAGES_REMARK]
+    remarks = [] if is_complete(protocol, plans, records) else [_STAGES_REMARK]
     return Table("What is done", ["setting", *STAGES], lines, remarks)
 
 
@@ -355,11 +361,10 @@ def equal_time_table(
     plan = plans["equal-time"]
     finalists = by_method(plans["finalists"], records)
     plain = finalists.get(PLAIN, [])
-    compared = []
-    for method, there in by_method(plan, records).items():
-        epochs = there[0].values["epochs"]
-        time = _time(setting, method, epochs, records)
-        compared.append(((method, str(epochs), time), there, plain))
+    compared = [
+        (_lasting(setting, there, records), there, plain)
+        for there in by_method(plan, records).values()
+    ]
     dearer = {PLAIN, *(run.method for run in plan.runs)}
     cheap = [method for method in finalists if method not in dearer]
     remarks = [
@@ -374,7 +379,7 @@ def equal_time_table(
     return _compared(
         f"At equal time: {setting.title}",
         compared,
-        ["method", "epochs", "time / plain"],
+        _LASTING,
         tested=(compared_figure(setting), _TEST_LOSS),
         remarks=remarks,
     )
@@ -400,20 +405,15 @@ def longer_table(
     plan = plans["longer"]
     longer = by_method(plan, records).get(PLAIN, [])
     methods = by_method(plans["finalists"], records)
-    compared = []
-    for method, there in (
-        (PLAIN, longer),
-        (PLAIN, methods.get(PLAIN, [])),
-        (protocol.recommended, methods.get(protocol.recommended, [])),
-    ):
-        if longer and there:
-            epochs = there[0].values.get("epochs", setting.base.epochs)
-            cells = (method, str(epochs), _time(setting, method, epochs, records))
-            compared.append((cells, there, longer))
+    compared = [
+        (_lasting(setting, there, records), there, longer)
+        for there in (longer, methods.get(PLAIN, []), methods.get(protocol.recommended, []))
+        if longer and there
+    ]
     return _compared(
         f"Plain training that lasts as long: {setting.title}",
         compared,
-        ["method", "epochs", "time / plain"],
+        _LASTING,
         shown=(compared_figure(setting), _TEST_LOSS),
         remarks=[*_incomplete(plan, records), _LONGER_REMARK],
     )
@@ -668,10 +668,15 @@ def _show_ratio(ratio: TimeRatio | None) -> str:
     return f"{ratio.median:.2f} ({ratio.least:.2f} to {ratio.most:.2f})"
 
 
-def _time(setting: Setting, method: str, epochs: int, records: Mapping[str, Record]) -> str:
-    """Write how long so many epochs take, in the time of plain training."""
+def _lasting(
+    setting: Setting, there: Sequence[Record], records: Mapping[str, Record]
+) -> tuple[str, str, str]:
+    """Write what runs are of, and how long they last: the cells below `_LASTING`."""
+    method = there[0].method
+    epochs = there[0].values.get("epochs", setting.base.epochs)
     ratio = time_ratio(setting, method, records)
-    return NOTHING if ratio is None else f"{ratio.median * epochs / setting.base.epochs:.2f}"
+    time = NOTHING if ratio is None else f"{ratio.median * epochs / setting.base.epochs:.2f}"
+    return method, str(epochs), time
 
 
 def _count(records: Sequence[Record]) -> str:

@@ -77,8 +77,12 @@ def assert_same(published, computed):
         assert abs(float(text) - float(number)) <= 0.551 * unit, (published, computed)
 
 
+def lines_of(table):
+    return [dict(zip(table.headings, line, strict=True)) for line in table.lines]
+
+
 def by_method(table):
-    return {line[0]: dict(zip(table.headings, line, strict=True)) for line in table.lines}
+    return {line["method"]: line for line in lines_of(table)}
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -135,10 +139,7 @@ def test_the_table_of_conditions_is_that_of_the_records(records):
     setting = SETTINGS["images"]
     plan = plan_stage(PROTOCOL, setting, "conditions", records)
     table = conditions_table(setting, plan, records)
-    computed = {
-        (line["condition"], line["method"]): line
-        for line in (dict(zip(table.headings, cells, strict=True)) for cells in table.lines)
-    }
+    computed = {(line["condition"], line["method"]): line for line in lines_of(table)}
     ((_, rows),) = published_tables("### Other conditions")
     assert [row[0] for row in rows] == list(setting.conditions)
     for condition, accuracy, sam, recommended, loss, sam_loss, recommended_loss in rows:
@@ -163,9 +164,7 @@ def test_the_table_of_longer_training_is_that_of_the_records(records):
             for stage in ("finalists", "longer")
         }
         table = longer_table(PROTOCOL, setting, plans, records)
-        longer, plain, recommended = (
-            dict(zip(table.headings, line, strict=True)) for line in table.lines
-        )
+        longer, plain, recommended = lines_of(table)
         figure = table.headings[3]
         _, epochs, value, plain_value, recommended_value, difference, loss_difference = row
         assert epochs == f"{longer['epochs']} in place of {plain['epochs']}"
